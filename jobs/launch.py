@@ -1,0 +1,1127 @@
+"""Starts a job, watches it, retries it, and writes down what happened: the same small supervisor in all backends.
+
+Runs inside the environment (Python 3.7 to 3.13, standard library only): `python launch.py VOLUME [DATA]`. The folder that
+holds this file is the hand-over of one submission: request.json, project.tar, runner.lock, lib/runner_checkpoint.py.
+Only this process and its child write in the run's directory `VOLUME/<run>`.
+
+What it returns is final for the submission:
+   0  done                                            64  refused: the request is not the one that the run began with
+  75  interrupted by a SIGTERM, goes on later         69  another launcher holds this run
+  70  crashed more often than the retries allow       78  the volume cannot be used
+  other codes of the job that say "do not try again" are passed on (2, 64, 65, 78, and any before a first checkpoint).
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where the command line says so before this file is ever started
+    fcntl = None
+
+FORMAT = 1
+FINAL_CODES = (2, 64, 65, 78)  # usage, data, configuration: asking again would give the same
+REFUSED, TAKEN, CRASHED, INTERRUPTED, UNUSABLE = 64, 69, 70, 75, 78
+GRACE = float(os.environ.get("RUNNER_GRACE", "110"))  # seconds from SIGTERM to SIGKILL; backends give 120
+HEARTBEAT = 5.0  # seconds between signs of life in .lock
+STALE = float(os.environ.get("RUNNER_STALE", "30"))  # seconds without one, after which the holder on another machine is taken for dead
+FROZEN = ("environment", "image", "command", "code", "data", "requirements")
+MARK = "@runner "  # starts a log line that is meant for programs
+
+
+class Refusal(Exception):
+    """A sentence, and the code to end with."""
+
+    def __init__(self, code, sentence):
+        super().__init__(sentence)
+        self.code = code
+
+
+# ---------------------------------------------------------------- files
+
+
+def read_json(path):
+    """Return the content of a JSON file, or None where it is missing or damaged."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path, value):
+    """Write a JSON file so that a reader (or a crash) sees the old content or the new, never a part."""
+    partial = path + ".partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        sync(file.fileno())
+    os.replace(partial, path)
+
+
+def sync(descriptor):
+    """Flush to the disk, as far as the file system can."""
+    with contextlib.suppress(OSError):  # mounted drives and special files refuse
+        os.fsync(descriptor)
+
+
+def code_hash(path):
+    """Return the SHA-256 of a file; of a notebook only the cells' sources count, not what running it left there."""
+    with open(path, "rb") as file:
+        content = file.read()
+    if path.endswith(".ipynb"):
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            cells = [[cell["cell_type"], "".join(cell["source"])] for cell in json.loads(content.decode())["cells"]]
+            content = json.dumps(cells).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def _whole_zip(path):
+    return zipfile.is_zipfile(path)
+
+
+def _whole_hdf5(path):
+    """Compare the file's length with the end that its superblock states (HDF5 File Format Specification, II.A)."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head[:8] != b"\x89HDF\r\n\x1a\n":
+        return False
+    end = {0: 40, 1: 44, 2: 28, 3: 28}.get(head[8])
+    return end is None or os.path.getsize(path) == int.from_bytes(head[end : end + 8], "little")
+
+
+def _whole_index(path):
+    return bool(_shards(path)) and all(os.path.exists(shard) for shard in _shards(path))
+
+
+def _shards(path):
+    prefix, folder = os.path.basename(path)[: -len("index")], os.path.dirname(path)
+    found = [name for name in os.listdir(folder) if re.match(re.escape(prefix) + r"data-\d{5}-of-\d{5}$", name)]
+    if not found:
+        return []
+    count = int(found[0][-5:])
+    return [os.path.join(folder, "%sdata-%05d-of-%05d" % (prefix, number, count)) for number in range(count)]
+
+
+def _whole_saved_model(path):
+    return os.path.exists(os.path.join(os.path.dirname(path), "variables", "variables.index"))
+
+
+# What counts as a checkpoint: a pattern for the file's name (its first group is the step), and whether the file is complete.
+KINDS = (
+    (re.compile(r"^checkpoint-(\d+)\.npz$"), _whole_zip),  # runner_checkpoint's own
+    (re.compile(r"^[^.].*?(?:-(\d+))?\.index$"), _whole_index),  # TensorFlow
+    (re.compile(r"^[^.].*()\.h5$"), _whole_hdf5),
+    (re.compile(r"^[^.].*()\.keras$"), lambda path: _whole_zip(path) or _whole_hdf5(path)),
+    (re.compile(r"^[^.].*()\.npz$"), _whole_zip),
+    (re.compile(r"^saved_model()\.pb$"), _whole_saved_model),
+)
+
+
+def checkpoints(directory, code=None):
+    """Return the complete checkpoints of a run, newest last: {path (relative), step (or None), modified}.
+
+    `code` is the manifest of the snapshot (path -> SHA-256): a file that came with the project is no checkpoint.
+    """
+    found = []
+    for top in ("checkpoints", "work"):
+        for folder, folders, names in os.walk(os.path.join(directory, top)):
+            folders[:] = [name for name in folders if name != "__pycache__"]
+            for name in names:
+                entry = _checkpoint(directory, os.path.join(folder, name), code or {})
+                if entry:
+                    found.append(entry)
+    return sorted(found, key=lambda entry: (entry["modified"], entry["step"] or 0, entry["path"]))
+
+
+def _checkpoint(directory, path, code):
+    for pattern, whole in KINDS:
+        match = pattern.match(os.path.basename(path))
+        if match:
+            try:
+                if not whole(path) or _from_snapshot(directory, path, code):
+                    return None
+                modified = os.path.getmtime(path)
+            except OSError:
+                return None  # it vanished while we looked
+            step = int(match.group(1)) if match.group(1) else None
+            return {"path": os.path.relpath(path, directory), "step": step, "modified": modified}
+    return None
+
+
+def _from_snapshot(directory, path, code):
+    inside = os.path.relpath(path, directory).split(os.sep)[2:]  # less work/<folder>
+    known = code.get("/".join(inside))
+    return known is not None and known == _cached_hash(path)
+
+
+def _cached_hash(path, cache={}):  # noqa: B006 (it is meant to be kept: a large file is read once, not twice a second)
+    state = os.stat(path)
+    key = (path, state.st_mtime, state.st_size)
+    if key not in cache:
+        cache[key] = code_hash(path)
+    return cache[key]
+
+
+def newest_checkpoint(directory, code=None):
+    """Return {path, step} of the checkpoint that the next attempt goes on from, or None."""
+    found = checkpoints(directory, code)
+    return {"path": found[-1]["path"], "step": found[-1]["step"]} if found else None
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def host():
+    return socket.gethostname()
+
+
+def boot():
+    """Return what tells one start of a kernel from another; the same in all containers of a machine."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        command = ["sysctl", "-n", "kern.boottime"]  # macOS
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.check_output(command).decode().strip()
+    return "unknown"
+
+
+def process_space():
+    """Return the name of the space in which process numbers mean something."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return host()
+
+
+def process_started(pid):
+    """Return when a process started, in the kernel's own count, or None where there is none (a zombie is none)."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            fields = file.read().rsplit(b")", 1)[1].split()
+        return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    except (OSError, ValueError, IndexError):
+        pass
+    if os.path.isdir("/proc/self"):
+        return None
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return None
+    return 0
+
+
+def processor():
+    """Return what decides the bits of a result: the architecture and the instruction sets that libraries choose by."""
+    with contextlib.suppress(OSError, StopIteration, IndexError):
+        with open("/proc/cpuinfo") as file:
+            flags = next(line for line in file if line.startswith(("flags", "Features"))).split(":")[1].split()
+        chosen = [flag for flag in flags if re.match(r"avx|fma|sse4|amx|asimd|sve", flag)]
+        return " ".join([platform.machine()] + sorted(chosen))
+    return platform.machine()
+
+
+def usable_cpus():
+    """Return how many processors this process may use: the smaller of affinity and cgroup quota, at least 1."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:
+        count = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(count, int(quota)) if quota else count)
+
+
+def _cgroup_quota():
+    with contextlib.suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu.max") as file:  # version 2
+            limit, period = file.read().split()
+        return None if limit == "max" else -(-int(limit) // int(period))
+    with contextlib.suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:
+            limit = int(file.read())
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
+            return None if limit <= 0 else -(-limit // int(file.read()))
+    return None
+
+
+def group_members(group, directory):
+    """Return the living processes of a process group that work for the run in `directory`."""
+    if not os.path.isdir("/proc/self"):
+        return [group] if process_started(group) is not None else []
+    wanted = b"RUNNER_DIR=" + os.fsencode(directory) + b"\0"
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            with open("/proc/%s/stat" % name, "rb") as file:
+                fields = file.read().rsplit(b")", 1)[1].split()
+            if int(fields[2]) != group or fields[0] in (b"Z", b"X"):
+                continue
+            with open("/proc/%s/environ" % name, "rb") as file:
+                if wanted in file.read() + b"\0":
+                    found.append(int(name))
+    return found
+
+
+def kill_group(group, directory, patience=10.0):
+    """Kill what is left of a process group and wait until it is gone."""
+    deadline = time.monotonic() + patience
+    while group_members(group, directory):
+        with contextlib.suppress(OSError):
+            os.killpg(group, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise Refusal(TAKEN, "processes of the last attempt (group %d) do not end, so this one did not start" % group)
+        time.sleep(0.02)
+
+
+# ---------------------------------------------------------------- the lock
+
+
+class Lock:
+    """The right to write in a run's directory: flock where the file system has it, and a heartbeat between machines."""
+
+    def __init__(self, directory, backend=""):
+        self.path = os.path.join(directory, ".lock")
+        self.backend = backend
+        self.descriptor = None
+        self.beaten = 0.0
+        self.started = time.time()
+
+    def acquire(self, patience=1.0):
+        """Take the lock, or raise Refusal naming the holder. Others look at it for a moment: so it is tried for a second."""
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        deadline = time.monotonic() + patience
+        answer = _flock(self.descriptor)
+        while answer == "taken":
+            if time.monotonic() > deadline:
+                self._close()
+                raise Refusal(TAKEN, "this run is going already: %s" % holder_words(self.path))
+            time.sleep(0.02)
+            answer = _flock(self.descriptor)
+        if holder_alive(self.path, answer == "locked", wait=True):
+            self._close()
+            raise Refusal(TAKEN, "this run is going already: %s" % holder_words(self.path))
+        self.beat(force=True)
+
+    def beat(self, force=False):
+        """Renew the sign of life when it is due."""
+        if not force and time.monotonic() - self.beaten < HEARTBEAT:
+            return
+        self.beaten = time.monotonic()
+        text = json.dumps(
+            {"backend": self.backend, "host": host(), "boot": boot(), "space": process_space(), "pid": os.getpid(),
+             "process_started": process_started(os.getpid()), "started": self.started, "heartbeat": time.time()}
+        )  # fmt: skip
+        with contextlib.suppress(OSError):  # a full disk must not end the training
+            os.pwrite(self.descriptor, text.ljust(400).encode(), 0)
+
+    def release(self):
+        """Give the lock back, leaving no holder's name."""
+        if self.descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.descriptor, 0)
+            self._close()
+
+    def _close(self):
+        os.close(self.descriptor)
+        self.descriptor = None
+
+
+def _flock(descriptor, kind=None):
+    """Try to lock: "locked", "taken", or "unsupported" where the file system has no locks (then the heartbeat decides)."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if kind is None else kind) | fcntl.LOCK_NB)
+    except OSError as error:
+        return "taken" if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EAGAIN) else "unsupported"
+    return "locked"
+
+
+def holder(path):
+    """Return what the holder wrote into a lock file, or None."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.loads(file.read() or "null")
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def holder_words(path):
+    who = holder(path) or {}
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(who.get("started", time.time())))
+    return "%s on %s, process %s, since %s" % (
+        who.get("backend", "somebody"), who.get("host", "an unknown host"), who.get("pid", "unknown"), since,
+    )  # fmt: skip
+
+
+def holder_alive(path, locked, wait=False):
+    """Return whether the writer of a lock file that nobody's flock keeps from us lives all the same.
+
+    flock does not reach over machines on many drives: there the heartbeat decides, by the volume's own clock. With `wait`
+    a heartbeat that is fresh is watched until it moves on (alive) or is stale (dead).
+    """
+    who = holder(path)
+    if who is None:
+        return False
+    if who.get("boot") == boot() and locked:
+        return False  # the same kernel: its flock would have been in our way
+    if who.get("boot") == boot() and who.get("space") == process_space():
+        started = process_started(who["pid"])
+        return started is not None and started == who.get("process_started")
+    first = os.stat(path).st_mtime
+    while volume_clock(os.path.dirname(path)) - first <= STALE:
+        if not wait or os.stat(path).st_mtime != first:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def volume_clock(directory):
+    """Return the time by the clock of the volume itself, which may be another machine's."""
+    probe = os.path.join(directory, ".clock-%d" % os.getpid())
+    try:
+        with open(probe, "w") as file:
+            file.write("x")
+        return os.stat(probe).st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(probe)
+
+
+def going(directory):
+    """Return whether a launcher holds the run in `directory`."""
+    path = os.path.join(directory, ".lock")
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        answer = _flock(descriptor, fcntl.LOCK_SH)
+        return answer == "taken" or holder_alive(path, answer == "locked")
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------- request
+
+
+def differences(old, new):
+    """Return in words how a request differs from the one that the run began with, in what is frozen."""
+    found = []
+    for key in FROZEN:
+        if key != "code" and old.get(key) != new.get(key):
+            found.append("%s: was %s, now %s" % (key, _words(old.get(key)), _words(new.get(key))))
+    for name in sorted(set(old["parameters"]) | set(new["parameters"])):
+        before, after = old["parameters"].get(name), new["parameters"].get(name)
+        if before != after and not (name in new.get("extend", []) and _higher(after, before)):
+            found.append("parameter %s: was %s, now %s" % (name, _words(before), _words(after)))
+    return found + code_differences(old, new)
+
+
+def code_differences(old, new):
+    before, after = old.get("code", {}), new.get("code", {})
+    words = {(True, False): "removed", (False, True): "added", (True, True): "changed"}
+    return [
+        "%s: %s" % (path, words[path in before, path in after])
+        for path in sorted(set(before) | set(after))
+        if before.get(path) != after.get(path)
+    ]
+
+
+def _words(value):
+    return "not given" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _higher(after, before):
+    return type(after) in (int, float) and type(before) in (int, float) and after >= before
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def describe(record, directory, is_going, code=None):
+    """Return the one sentence: what the run does, or why it ended, and what the same command would continue from."""
+    if is_going:
+        return "It is running%s." % _progress_words(record.get("progress"))
+    checkpoint = newest_checkpoint(directory, code)
+    if record.get("exit_code") == 0:
+        return "It succeeded%s." % _after(record)
+    last = record["attempts"][-1] if record.get("attempts") else {}
+    again = " The same command %s." % (
+        "continues from %s" % checkpoint_words(checkpoint) if checkpoint else "starts it again from the beginning, for there is no checkpoint yet"
+    )
+    return _why(record, last) + again
+
+
+def _why(record, last):
+    code = record.get("exit_code")
+    if not last:
+        return "It never started."
+    if code is None:
+        return "It was cut off%s: its launcher was killed or the machine went down." % _after(record)
+    if code == INTERRUPTED:
+        return "It was interrupted%s: it was told to stop." % _after(record)
+    reason = last.get("how", "ended with %s" % code)
+    if code == CRASHED:
+        tries = record["budget"]["used"]
+        return "It failed%s: the job %s, %s without a newer checkpoint.%s" % (
+            _after(record), reason, "once" if tries == 1 else "%d times in a row" % tries, _said(last),
+        )  # fmt: skip
+    final = ", which says that trying again is no use" if code in FINAL_CODES else ""
+    return "It failed%s: the job %s%s.%s" % (_after(record), reason, final, _said(last))
+
+
+def _said(last):
+    return " Its last words: %s" % last["last_line"].rstrip(".") + "." if last.get("last_line") else ""
+
+
+def _after(record):
+    seconds = sum(max(0, (a.get("ended") or a["started"]) - a["started"]) for a in record.get("attempts", []))
+    count = len(record.get("attempts", []))
+    return " after %s%s" % (_duration(seconds), " in %d attempts" % count if count > 1 else "")
+
+
+def _duration(seconds):
+    seconds = int(round(seconds))
+    if seconds < 60:
+        return "%d s" % seconds
+    return "%d min %d s" % (seconds // 60, seconds % 60) if seconds < 3600 else "%d h %d min" % (seconds // 3600, seconds % 3600 // 60)
+
+
+def _progress_words(progress):
+    if not progress:
+        return ", and has not reported a step yet"
+    parts = []
+    for name, total in (("epoch", "epochs"), ("step", "total_steps")):
+        if progress.get(name) is not None:
+            parts.append("%s %s%s" % (name, progress[name], " of %s" % progress[total] if progress.get(total) else ""))
+    return ", at " + ", ".join(parts) if parts else ""
+
+
+def checkpoint_words(checkpoint):
+    step = "" if checkpoint["step"] is None else "step %d (" % checkpoint["step"]
+    return step + checkpoint["path"] + (")" if step else "")
+
+
+# ---------------------------------------------------------------- the launcher
+
+
+class Launcher:
+    """One submission of one run, from the lock to the end that is recorded."""
+
+    def __init__(self, handover, volume, data):
+        self.handover, self.volume, self.data = handover, volume, data
+        self.request = read_json(os.path.join(handover, "request.json"))
+        self.directory = os.path.join(volume, self.request["name"])
+        self.backend = self.request["backend"]
+        self.lock = Lock(self.directory, self.backend)
+        self.record = {}
+        self.secrets = {}
+        self.notes = []  # events from before there is a log
+        self.finished = False  # the last launcher was killed after the job had finished, before it could say so
+        self.told_to_stop = 0.0  # when a SIGTERM came
+        self.kill_now = False
+
+    # -- preparation
+
+    def run(self):
+        """Do everything; return the exit code."""
+        signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(signal.SIGINT, self._on_int)
+        if self.request.get("secrets"):
+            self.secrets = json.loads(sys.stdin.readline() or "{}")
+        self._make_directory()
+        self.lock.acquire()
+        try:
+            self._clear_the_way()
+            self._admit()
+            return self._attempts()
+        finally:
+            self.lock.release()
+
+    def _on_term(self, number, frame):
+        self.told_to_stop = self.told_to_stop or time.monotonic()
+
+    def _on_int(self, number, frame):
+        self._on_term(number, frame)
+        self.kill_now = True
+
+    def _make_directory(self):
+        try:
+            os.makedirs(self.directory, exist_ok=True)
+            volume_clock(self.directory)
+            probe = os.path.join(self.directory, ".writable-%d" % os.getpid())
+            with open(probe, "w") as file:
+                file.write("x")
+            os.unlink(probe)
+        except OSError as error:
+            raise Refusal(UNUSABLE, "the volume %s cannot be written: %s" % (self.volume, error.strerror)) from error
+
+    def _clear_the_way(self):
+        """Close the books on an attempt whose launcher was killed, and make sure that none of its processes is left."""
+        self.record = read_json(self._path("run.json")) or {"format": FORMAT, "attempts": [], "submissions": []}
+        if self.record["format"] > FORMAT:
+            raise Refusal(REFUSED, "run.json has format %s, written by a newer runner; this one knows %d" % (self.record["format"], FORMAT))
+        last = self.record["attempts"][-1] if self.record["attempts"] else None
+        if last and last.get("group") and last["boot"] == boot() and last["space"] == process_space():
+            kill_group(last["group"], self.directory)
+        if last and not last.get("ended"):
+            last.update(ended=last.get("alive", last["started"]), end="lost", how="was cut off with its launcher")
+            last["checkpoint"] = newest_checkpoint(self.directory, self._code())
+            self._spend(last)
+            self.finished = os.path.exists(self._path("done"))
+
+    def _code(self):
+        return (read_json(self._path("request.json")) or {}).get("code", {})
+
+    def _admit(self):
+        """Compare the request with the run's own, apply its mode once, and lay out the project."""
+        mode, first = self.request["mode"], self.request["submission"] not in self.record["submissions"]
+        if first and mode == "fresh" and self.record["attempts"]:
+            self._set_aside_run()
+        frozen = read_json(self._path("request.json"))
+        if frozen is None and self.record["attempts"]:
+            raise Refusal(REFUSED, "request.json of this run is missing or damaged, so it cannot be told what it was")
+        if frozen and frozen.get("format", 0) > FORMAT:
+            raise Refusal(REFUSED, "request.json has format %s, written by a newer runner; this one knows %d" % (frozen["format"], FORMAT))
+        if frozen and first:
+            self._reconcile(frozen, mode)
+            self.finished = self.finished and frozen["parameters"] == self.request["parameters"]
+        kept = dict(self.request, code_updated=bool(frozen and frozen.get("code_updated")) or mode == "update-code")
+        write_json(self._path("request.json"), kept)
+        self._keep_lock_file()
+        self._unpack()
+        if first:
+            self.record["submissions"].append(self.request["submission"])
+            self.record["budget"] = {"used": 0}
+        identity = ("name", "job", "environment", "backend", "submission", "mode", "again", "user")
+        self.record.update({key: self.request.get(key) for key in identity}, exit_code=None, ended=None)
+        self._fix_conditions()
+        self._save()
+
+    def _set_aside_run(self):
+        """Rename the old directory to <run>.1, .2, ... and begin in a new one, under a lock of its own."""
+        number = 1
+        while os.path.exists("%s.%d" % (self.directory, number)):
+            number += 1
+        os.rename(self.directory, "%s.%d" % (self.directory, number))
+        self.lock.release()
+        os.makedirs(self.directory, exist_ok=True)
+        self.lock = Lock(self.directory, self.backend)
+        self.lock.acquire()
+        self.record = {"format": FORMAT, "attempts": [], "submissions": []}
+        self.notes.append({"event": "fresh", "kept": "%s.%d" % (self.request["name"], number)})
+
+    def _reconcile(self, frozen, mode):
+        found = differences(dict(frozen, code={}), dict(self.request, code={}))
+        changed = code_differences(frozen, self.request)
+        if found or (changed and mode != "update-code" and newest_checkpoint(self.directory, frozen["code"])):
+            raise Refusal(REFUSED, "this run was begun differently: %s" % "; ".join((found + changed)[:10]))
+        if changed and mode == "update-code":
+            self._update_code(frozen["code"])
+        elif changed:
+            self._set_aside_work()
+
+    def _set_aside_work(self):
+        if os.path.isdir(self._path("work")):
+            number = 1
+            while os.path.exists(self._path("work.%d" % number)):
+                number += 1
+            os.rename(self._path("work"), self._path("work.%d" % number))
+
+    def _update_code(self, old):
+        """Write added and changed files, remove deleted ones; what the job itself had altered is kept as *.before-update."""
+        new, folder = self.request["code"], self._work_folder()
+        changed = [path for path in set(old) | set(new) if old.get(path) != new.get(path)]
+        for path in changed:
+            target = os.path.join(folder, *path.split("/"))
+            if os.path.exists(target) and code_hash(target) not in (old.get(path), new.get(path)):
+                os.replace(target, target + ".before-update")
+            elif path not in new and os.path.exists(target):
+                os.unlink(target)
+        self._extract(folder, only=set(changed))
+
+    def _work_folder(self):
+        return os.path.join(self.directory, "work", self.request["folder"])
+
+    def _unpack(self):
+        """Lay out the project once: into work.partial/, then renamed, so that a cut-off start leaves no half of it."""
+        if os.path.isdir(self._path("work")):
+            return
+        partial = self._path("work.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        folder = os.path.join(partial, self.request["folder"])
+        os.makedirs(folder)
+        self._extract(folder)
+        os.rename(partial, self._path("work"))
+
+    def _extract(self, folder, only=None):
+        with tarfile.open(os.path.join(self.handover, "project.tar")) as archive:
+            for member in archive:
+                if only is not None and member.name not in only:
+                    continue
+                target = os.path.join(folder, *member.name.split("/"))
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                if member.issym():
+                    self._link(member, target)
+                elif member.isdir():
+                    os.makedirs(target, exist_ok=True)
+                else:
+                    self._write(archive.extractfile(member), member, target)
+
+    @staticmethod
+    def _link(member, target):
+        with contextlib.suppress(OSError):  # vfat and some drives have no symbolic links
+            if os.path.lexists(target):
+                os.unlink(target)
+            os.symlink(member.linkname, target)
+
+    @staticmethod
+    def _write(source, member, target):
+        with open(target + ".partial", "wb") as file:
+            shutil.copyfileobj(source, file)
+        with contextlib.suppress(OSError):  # vfat and some drives have no modes
+            os.chmod(target + ".partial", member.mode | 0o600)
+        os.utime(target + ".partial", (member.mtime, member.mtime))
+        os.replace(target + ".partial", target)
+
+    def _keep_lock_file(self):
+        """Keep the packages of this run with it, so that a newer runner continues with the same."""
+        source, target = os.path.join(self.handover, "runner.lock"), self._path("runner.lock")
+        if os.path.exists(source) and not os.path.exists(target):
+            shutil.copyfile(source, target + ".partial")
+            os.replace(target + ".partial", target)
+
+    # -- exactness
+
+    def _fix_conditions(self):
+        """Freeze what decides the bits at the first attempt, and note where this attempt differs from it."""
+        if "threads" not in self.record:
+            self.record["threads"] = self.request["resources"].get("cpus") or usable_cpus()
+        now = {
+            "lock": self.request.get("lock"),
+            "python": "%d.%d" % sys.version_info[:2],
+            "threads": self.record["threads"],
+            "processor": processor(),
+        }
+        first = self.record.setdefault("conditions", now)
+        reasons = self.record.setdefault("reasons", [])
+        number = len(self.record["attempts"]) + 1
+        found = ["attempt %d ran with %s %s instead of %s" % (number, key, now[key], first[key]) for key in now if now[key] != first[key]]
+        if self.request["mode"] == "update-code":
+            found.append("the code was changed by --update-code before attempt %d" % number)
+        if self.request["resources"].get("gpus"):
+            found.append("nothing is claimed on GPUs")
+        reasons.extend(reason for reason in found if reason not in reasons)
+        self.record["exact"] = not reasons
+        self.record["versions"] = {"python": platform.python_version(), "tensorflow": self.request.get("tensorflow")}
+        self.record["devices"] = self.request["resources"].get("gpus") or "cpu"
+        if found:
+            self.notes.append({"event": "inexact", "reasons": found})
+
+    # -- attempts
+
+    def _attempts(self):
+        """Start the job until it is done, told to stop, or has used up its retries; return the exit code."""
+        if self.finished:
+            return self._finish(0)
+        while True:
+            if self.record["budget"]["used"] > self.request["retries"]:
+                return self._finish(CRASHED)
+            if self.told_to_stop:
+                return self._finish(INTERRUPTED)
+            attempt = Attempt(self)
+            code = attempt.run()
+            final = self._verdict(attempt, code)
+            if final is not None:
+                return self._finish(final)
+            self._spend(attempt.entry)
+            self._save()
+
+    def _verdict(self, attempt, code):
+        """Return the exit code that the job's own code and the contract's table call for; None: try again."""
+        entry = attempt.entry
+        if attempt.stopped:
+            finished = code == 0 and os.path.exists(self._path("done"))
+            return 0 if finished else INTERRUPTED
+        if code == 0:
+            write_json(self._path("done"), {"attempt": entry["number"]})
+            return 0
+        if code in FINAL_CODES:
+            return code
+        if 0 < code < 128 and code != INTERRUPTED and not entry["checkpoint"]:
+            return code
+        return None
+
+    def _spend(self, entry):
+        """Count a crash against the retries; a newer checkpoint than the one it began from refills them."""
+        budget = self.record.setdefault("budget", {"used": 0})
+        if entry["checkpoint"] != entry["began_from"]:
+            budget["used"] = 0
+        budget["used"] += 1
+
+    def _finish(self, code):
+        self.record.update(exit_code=code, ended=time.time(), checkpoint=newest_checkpoint(self.directory, self.request["code"]))
+        self.record["sentence"] = describe(self.record, self.directory, False, self.request["code"])
+        self._save()
+        return code
+
+    def _path(self, *parts):
+        return os.path.join(self.directory, *parts)
+
+    def _save(self):
+        with contextlib.suppress(OSError):  # a full disk must not end the training
+            write_json(self._path("run.json"), self.record)
+
+
+class Attempt:
+    """One start of the job: the child, its log, its checkpoints and its progress."""
+
+    def __init__(self, launcher):
+        self.launcher, self.request, self.directory = launcher, launcher.request, launcher.directory
+        self.record = launcher.record
+        number = len(self.record["attempts"]) + 1
+        self.code = self.request["code"]
+        newest = newest_checkpoint(self.directory, self.code)
+        self.entry = {
+            "number": number, "submission": self.request["submission"], "backend": launcher.backend,
+            "host": host(), "boot": boot(), "space": process_space(), "started": time.time(), "ended": None,
+            "began_from": newest, "checkpoint": newest,
+        }  # fmt: skip
+        self.stopped = False
+        self.log = Log(self._path("logs", "attempt-%d.log" % number), self._on_line)
+        self.progress = Progress(self._path("metrics.jsonl"))
+        self.looked, self.pause = 0.0, 0.5
+
+    def _path(self, *parts):
+        return os.path.join(self.directory, *parts)
+
+    def run(self):
+        """Run the child to its end, record how it ended, and return its code (negative: the signal)."""
+        for name in ("checkpoints", "logs", "tensorboard", "model"):
+            os.makedirs(self._path(name), exist_ok=True)
+        with contextlib.suppress(OSError):
+            os.unlink(self._path("done"))
+        self.log.open()
+        self.record["attempts"].append(self.entry)
+        self.launcher._save()  # before the child starts: a replaced pod must find its submission applied
+        for note in self.launcher.notes:
+            self._event(**note)
+        self.launcher.notes = []
+        self._event("attempt", number=self.entry["number"], checkpoint=self.entry["began_from"])
+        try:
+            child = self._start()
+        except OSError as error:
+            return self._not_started(error)
+        self.entry["group"] = child.pid
+        self.launcher._save()
+        code = self._watch(child)
+        self._close(child.pid, code)
+        return code
+
+    def _start(self):
+        command = [self._fill_in(word) for word in self.request["command"]]
+        environment = self._environment()
+        program = shutil.which(command[0], path=environment["PATH"])
+        if program is None and os.sep not in command[0]:
+            raise FileNotFoundError(errno.ENOENT, "there is no such command", command[0])
+        working = self.launcher._work_folder()
+        parent = os.getpid()
+        return subprocess.Popen(
+            [program or command[0], *command[1:]], cwd=working, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, close_fds=True,
+            preexec_fn=lambda: _tie_to_parent(parent),  # noqa: PLW1509 (no threads here)
+        )  # fmt: skip
+
+    def _fill_in(self, word):
+        """Put parameters into a word of job.yaml's command; a command given after `--` is taken as it is."""
+        if self.request["format_command"]:
+            for name, value in self.request["parameters"].items():
+                word = word.replace("{%s}" % name, value if isinstance(value, str) else json.dumps(value))
+        return word
+
+    def _environment(self):
+        run, threads = self.request, str(self.record["threads"])
+        parameters = self._path("parameters.json")
+        write_json(parameters, run["parameters"])
+        tools = os.path.dirname(sys.executable)
+        library = os.path.join(self.launcher.handover, "lib")
+        return dict(
+            os.environ,
+            PATH=tools + os.pathsep + os.environ.get("PATH", os.defpath),
+            PYTHONPATH=os.pathsep.join(part for part in (library, os.environ.get("PYTHONPATH")) if part),
+            PYTHONUNBUFFERED="1",
+            TF_NUM_INTRAOP_THREADS=threads, TF_NUM_INTEROP_THREADS=threads, OMP_NUM_THREADS=threads,
+            RUNNER_RUN=run["name"], RUNNER_DIR=self.directory, RUNNER_DATA=self.launcher.data, RUNNER_PARAMETERS=parameters,
+            RUNNER_ATTEMPT=str(self.entry["number"]), RUNNER_CHECKPOINT_EVERY=run["checkpoint_every"],
+            RUNNER_CHECKPOINT_EXPLICIT="1" if run["checkpoint_explicit"] else "",
+            **self.launcher.secrets,
+        )  # fmt: skip
+
+    def _not_started(self, error):
+        """Tell a command that is missing (127) from one that may not be executed (126), as shells do."""
+        missing = isinstance(error, FileNotFoundError)
+        how = "could not be started: %s: %s" % (error.filename, error.strerror)
+        self.entry.update(ended=time.time(), code=127 if missing else 126, how=how, end="failed", last_line="")
+        self.log.write(("%s\n" % how).encode())
+        self.log.close()
+        return self.entry["code"]
+
+    def _watch(self, child):
+        """Copy the output and keep the books until the child has ended; return its code."""
+        output = child.stdout.fileno()
+        open_output = True
+        while True:
+            ready = select.select([output] if open_output else [], [], [], 0.1)[0]
+            if ready:
+                open_output = self._copy(output)
+            self._tick(child)
+            if child.poll() is not None:
+                break
+            if not open_output:
+                time.sleep(0.02)
+        kill_group(child.pid, self.directory)
+        deadline = time.monotonic() + 2  # a process that left the group may still hold the pipe
+        while open_output and time.monotonic() < deadline and select.select([output], [], [], 0.2)[0]:
+            open_output = self._copy(output)
+        child.stdout.close()
+        return child.returncode
+
+    def _copy(self, output):
+        chunk = os.read(output, 1 << 16)
+        self.log.write(chunk)
+        return bool(chunk)
+
+    def _tick(self, child):
+        """Pass signals on, renew the heartbeat, and look for news, each when it is due."""
+        launcher, now = self.launcher, time.monotonic()
+        launcher.lock.beat()
+        if launcher.told_to_stop and not self.stopped:
+            self.stopped = True
+            child.send_signal(signal.SIGTERM)
+            self._event("stopping", grace=GRACE)
+        if launcher.kill_now or (self.stopped and now - launcher.told_to_stop > GRACE):
+            kill_group(child.pid, self.directory)
+        if now - self.looked > self.pause:
+            self._look()
+            self.looked = time.monotonic()
+            self.pause = max(0.5, 50 * (self.looked - now))  # at most 2 % of a core, however many files there are
+
+    def _look(self):
+        changed = self.progress.read_metrics()
+        newest = newest_checkpoint(self.directory, self.code)
+        if newest != self.entry["checkpoint"]:
+            self.entry["checkpoint"] = newest
+            self._event("checkpoint", **(newest or {}))
+            changed = True
+        if changed or self.progress.changed:
+            self.progress.changed = False
+            self.record.update(progress=self.progress.value or self.record.get("progress"), checkpoint=newest)
+            self.entry["alive"] = time.time()
+            self.launcher._save()
+            if changed and self.progress.value:
+                self._event("progress", **{"progress": self.progress.value})
+
+    def _on_line(self, line):
+        """Take up what the job itself reports: lines of the form `@runner {"progress": {...}}`."""
+        if line.startswith(MARK.encode()):
+            with contextlib.suppress(ValueError, AttributeError):
+                self.progress.take(json.loads(line[len(MARK) :].decode()).get("progress"))
+
+    def _event(self, event, **values):
+        self.log.own(MARK + json.dumps(dict(values, event=event)))
+
+    def _close(self, group, code):
+        self._look()
+        how = "was killed by signal %d (%s)%s" % (-code, _signal_name(-code), "; the kernel does that when memory is short" if code == -9 and not self.stopped else "") if code < 0 else "ended with %d" % code
+        end = "interrupted" if self.stopped else "succeeded" if code == 0 else "failed"
+        last_line = self.log.last_line if code != 0 and not self.stopped else ""
+        self.entry.update(ended=time.time(), code=code, how=how, end=end, last_line=last_line)
+        self._event("ended", code=code, how=how)
+        self.log.close()
+
+
+def _signal_name(number):
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def _tie_to_parent(parent):
+    """In the child: a process group of its own, and death with the launcher where the system can do that."""
+    os.setpgid(0, 0)
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+    else:
+        _watch_parent(parent)
+
+
+def _watch_parent(parent):
+    """Where there is no parent-death signal: a small process that waits for the launcher's end and kills the group."""
+    group = os.getpid()
+    if os.fork() == 0:
+        os.setpgid(0, 0)  # outside the group, so that the group's end does not end the watch too early
+        os.closerange(0, 256)
+        while os.getppid() == group or _alive(group):
+            if not _alive(parent):
+                with contextlib.suppress(OSError):
+                    os.killpg(group, signal.SIGKILL)
+                break
+            time.sleep(0.5)
+        os._exit(0)
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+class Log:
+    """The log of an attempt: the job's output as it comes, and whole lines of our own in between."""
+
+    def __init__(self, path, on_line):
+        self.path, self.on_line = path, on_line
+        self.file = None
+        self.partial = b""
+        self.waiting = []
+        self.last_line = ""
+        self.lost = 0
+
+    def open(self):
+        self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open for as long as the child lives)
+
+    def write(self, chunk):
+        """Append output; where the disk is full it is dropped and counted, for the training must go on."""
+        self._append(chunk)
+        lines = (self.partial + chunk).split(b"\n")
+        self.partial = lines.pop()[-65536:]
+        for line in lines:
+            self.on_line(line)
+            if line.strip() and not line.startswith(MARK.encode()):
+                self.last_line = line.decode("utf-8", "replace").strip()[:300]
+        if not self.partial:
+            while self.waiting:
+                self._append(self.waiting.pop(0))
+
+    def own(self, line):
+        """Write a line of our own, once the job's own line is at its end."""
+        self.waiting.append((line + "\n").encode())
+        if not self.partial:
+            self.write(b"")
+
+    def close(self):
+        if self.partial:
+            self.write(b"\n")
+        self.write(b"")
+        self.file.close()
+
+    def _append(self, chunk):
+        if not chunk:
+            return
+        try:
+            if self.lost:
+                note = "\n[%d bytes of output were lost: the disk was full]\n" % self.lost
+                self.file.write(note.encode())
+                self.lost = 0
+            written = self.file.write(chunk)
+            self.lost += len(chunk) - written
+        except OSError:
+            self.lost += len(chunk)
+        with contextlib.suppress(OSError):  # nobody need listen: the log is in its file
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+
+
+class Progress:
+    """How far the job is: from metrics.jsonl and from what it prints; with the time left, from the pace of this attempt."""
+
+    def __init__(self, path):
+        self.path = path
+        self.offset = os.path.getsize(path) if os.path.exists(path) else 0
+        self.value = None
+        self.changed = False
+        self.first = None  # (time, step) of this attempt's first report
+
+    def read_metrics(self):
+        """Take up new lines of metrics.jsonl; return whether there were any."""
+        try:
+            size = os.path.getsize(self.path)
+            self.offset = min(self.offset, size)  # a resumed job cuts off what it will write again
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                content = file.read()
+        except OSError:
+            return False
+        whole = content[: content.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError):
+                self.take(json.loads(line.decode("utf-8", "replace")))
+        return bool(whole)
+
+    def take(self, report):
+        if not isinstance(report, dict):
+            return
+        self.changed = True
+        place = ("step", "total_steps", "epoch", "epochs")
+        value = {key: report[key] for key in place if key in report}
+        metrics = {key: number for key, number in report.items() if key not in place and type(number) in (int, float)}
+        previous = self.value or {}
+        self.value = dict(previous, **value)
+        self.value["metrics"] = dict(previous.get("metrics", {}), **metrics)
+        self.value["seconds_left"] = self._left()
+
+    def _left(self):
+        step, total = self.value.get("step"), self.value.get("total_steps")
+        if type(step) is not int or type(total) is not int:
+            return None
+        now = time.monotonic()
+        if self.first is None or step < self.first[1]:
+            self.first = (now, step)
+        elapsed, made = now - self.first[0], step - self.first[1]
+        return round(elapsed / made * (total - step), 1) if made > 0 and elapsed > 0 else None
+
+
+def main(argv):
+    handover = os.path.dirname(os.path.abspath(__file__))
+    volume = os.path.abspath(argv[1])
+    data = argv[2] if len(argv) > 2 else ""
+    try:
+        return Launcher(handover, volume, data).run()
+    except Refusal as refusal:
+        print("launch.py: %s" % refusal, file=sys.stderr, flush=True)
+        return refusal.code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
