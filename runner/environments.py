@@ -1,0 +1,263 @@
+"""The rows of environments.yaml, shipped and the user's own: which TensorFlow, Pythons and packages, and why."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner import packages, resources
+from runner.errors import UsageError, unknown
+from runner.interpreters import Search
+from runner.virtualenvs import lock_hash
+
+__all__ = ["Environment", "default", "find", "load", "lock_hash", "make_row", "relock"]
+
+DEVICES = ("cpu", "cuda")
+_REQUIRED = {"tensorflow", "device", "pythons", "packages", "exclude_newer"}
+_LISTS = {"pythons", "packages", "why", "links"}
+_FORMS = {
+    "tensorflow": (r"\d+\.\d+\.\d+", 'a version such as "2.15.1"'),
+    "device": ("|".join(DEVICES), " or ".join(DEVICES)),
+    "pythons": (r"3\.\d+", 'Python versions such as "3.11" (in quotes)'),
+    "exclude_newer": (r"\d{4}-\d\d-\d\d", "a date such as 2024-05-07"),
+}
+_HEADER = "# {name}: made by `make lock` (your own rows: `runner lock`) from environments.yaml. Do not edit.\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    name: str
+    tensorflow: str
+    device: str
+    pythons: tuple[str, ...]
+    packages: tuple[str, ...]
+    exclude_newer: str
+    lock: Path
+    why: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    shipped: bool = True
+
+    @property
+    def lock_text(self) -> str:
+        """Return the lock, which a row of the user's may still lack."""
+        try:
+            return self.lock.read_text()
+        except FileNotFoundError:
+            hint = "make lock" if self.shipped else f"runner lock {self.tensorflow} --device {self.device}"
+            raise UsageError(f"environment {self.name} has no lock {self.lock}. Make it with `{hint}`.") from None
+
+
+def load() -> dict[str, Environment]:
+    """Return all rows by name; a row of ./environments.yaml wins over a shipped one."""
+    rows = _read(resources.data("images", "environments.yaml"), shipped=True)
+    own = Path("environments.yaml").absolute()
+    if own.exists() and not own.samefile(resources.data("images", "environments.yaml")):
+        rows |= _read(own, shipped=False)
+    return rows
+
+
+def default() -> Environment:
+    """Return the environment of a job that names none."""
+    return load()[_shipped()["default"]]
+
+
+def find(name: str, device: str = "cpu") -> Environment:
+    """Return a row by its name, its name without the device, or its TensorFlow's version."""
+    rows = load()
+    version = name.removeprefix("tf")
+    for candidate in (name, f"tf{version}", f"tf{version}-{device}"):
+        if candidate in rows:
+            return rows[candidate]
+    exact = [row for row in rows.values() if row.tensorflow == version and row.device == device]
+    if exact:
+        return exact[0]
+    hint = f" `runner lock {version}` makes it." if re.fullmatch(r"\d+\.\d+\.\d+", version) else ""
+    raise UsageError(f"{unknown('environment', name, rows)}{hint}")
+
+
+def relock(names: Sequence[str] | None = None) -> list[Path]:
+    """Make the locks of some rows, or of all, and return those that changed."""
+    rows = load()
+    missing = [name for name in names or () if name not in rows]
+    if missing:
+        raise unknown("environment", missing[0], rows)
+    return [row.lock for row in rows.values() if (names is None or row.name in names) and _write_lock(row)]
+
+
+def _write_lock(row: Environment) -> bool:
+    text = _HEADER.format(name=row.name) + compile_lock(row)
+    if row.lock.exists() and row.lock.read_text() == text:
+        return False
+    row.lock.parent.mkdir(parents=True, exist_ok=True)
+    row.lock.write_text(text)
+    return True
+
+
+def compile_lock(row: Environment) -> str:
+    """Resolve a row as of its date, for all its Pythons and platforms at once, with hashes."""
+    lowest = min(row.pythons, key=_version)
+    # Old sdists tell their requirements only to a Python of their time.
+    interpreter = Search().local([lowest, *row.pythons])
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = Path(folder, "requirements.in")
+        wanted.write_text("".join(f"{package}\n" for package in row.packages))
+        return packages.uv(
+            "pip", "compile", wanted, "--universal", "--generate-hashes", "--no-annotate", "--no-header", "--quiet",
+            "--exclude-newer", f"{row.exclude_newer}T00:00:00Z", "--python-version", lowest,
+            *(("--python", interpreter.path) if interpreter else ()),
+            doing=f"locking {row.name}",
+        )  # fmt: skip
+
+
+# Reading a file of rows: every refusal names the file and the line.
+
+
+def _shipped() -> Mapping[str, Any]:
+    import yaml
+
+    text = resources.data("images", "environments.yaml").read_text()
+    loaded: Mapping[str, Any] = yaml.load(text, Loader=yaml.BaseLoader)
+    return loaded
+
+
+def _read(path: Path, *, shipped: bool) -> dict[str, Environment]:
+    import yaml
+
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{path}:{line}: this is no YAML: {error.problem}.") from error
+    if root is None:
+        return {}
+    known = {"environments", "default", "caps", "windows"} if shipped else {"environments"}
+    file = _File(path)
+    top = file.mapping(root, known)
+    rows = file.mapping(top["environments"]) if "environments" in top else {}
+    return {name: file.row(name, node, shipped) for name, node in rows.items()}
+
+
+@dataclass(frozen=True)
+class _File:
+    """A YAML file of rows, read node by node, since only nodes know their lines."""
+
+    path: Path
+
+    def refuse(self, node: Any, text: str) -> UsageError:
+        return UsageError(f"{self.path}:{node.start_mark.line + 1}: {text}")
+
+    def mapping(self, node: Any, known: Iterable[str] | None = None) -> dict[str, Any]:
+        if node.id != "mapping":
+            raise self.refuse(node, "here should be keys with values.")
+        found: dict[str, Any] = {}
+        for key, value in node.value:
+            if key.value in found:
+                raise self.refuse(key, f"{key.value!r} stands here twice.")
+            if known is not None and key.value not in known:
+                raise self.refuse(key, str(unknown("key", key.value, known)))
+            found[key.value] = value
+        return found
+
+    def strings(self, node: Any) -> tuple[str, ...]:
+        if node.id != "sequence" or any(item.id != "scalar" for item in node.value):
+            raise self.refuse(node, "here should be a list of words.")
+        return tuple(item.value for item in node.value)
+
+    def row(self, name: str, node: Any, shipped: bool) -> Environment:
+        nodes = self.mapping(node, [*_REQUIRED, *_LISTS])
+        missing = sorted(_REQUIRED - nodes.keys())
+        if missing:
+            raise self.refuse(node, f"environment {name} lacks {', '.join(missing)}.")
+        values: dict[str, Any] = {key: self._value(key, value) for key, value in nodes.items()}
+        if not re.fullmatch(rf"tf\d+(\.\d+)+-{values['device']}", name):
+            raise self.refuse(node, f"the name {name!r} should be like tf2.15-{values['device']}.")
+        lock = self.path.parent / "locks" / f"{name}.txt"
+        return Environment(name=name, lock=lock, shipped=shipped, **values)
+
+    def _value(self, key: str, node: Any) -> str | tuple[str, ...]:
+        value = self.strings(node) if key in _LISTS else node.value
+        form, words = _FORMS.get(key, (".+", "words"))
+        for word in [value] if isinstance(value, str) else value:
+            if not isinstance(word, str) or not re.fullmatch(form, word):
+                raise self.refuse(node, f"{key} should be {words}, not {word!r}.")
+        if key in _REQUIRED and not value:
+            raise self.refuse(node, f"{key} is empty.")
+        return value
+
+
+# Rows for any other patch: `runner lock X.Y.Z`.
+
+
+def make_row(version: str, device: str = "cpu", python: str | None = None) -> Environment:
+    """Make a row and its lock for any TensorFlow in ./environments.yaml and ./locks/."""
+    from runner import indexes
+
+    if device != "cpu":
+        raise UsageError(f"--device {device}: `runner lock` makes cpu rows only so far.")
+    release = indexes.release(version)
+    pythons = _pythons(release.pythons, version, python)
+    caps = [cap for cap in _shipped()["caps"] if _applies(cap, version)]
+    row = Environment(
+        name=f"tf{version}-{device}",
+        tensorflow=version,
+        device=device,
+        pythons=pythons,
+        packages=(*release.requirements, *(package for cap in caps for package in cap["packages"])),
+        exclude_newer=release.cutoff(_window(version)),
+        lock=Path("locks", f"tf{version}-{device}.txt").absolute(),
+        why=tuple(cap["why"] for cap in caps),
+        shipped=False,
+    )
+    _refuse_existing(row)
+    _write_lock(row)
+    _append(Path("environments.yaml"), row)
+    return load()[row.name]
+
+
+def _pythons(available: Sequence[str], version: str, python: str | None) -> tuple[str, ...]:
+    if python is None:
+        return tuple(available)
+    if python not in available:
+        raise UsageError(f"TensorFlow {version} has no wheels for Python {python}, only for {', '.join(available)}.")
+    return (python,)
+
+
+def _applies(cap: Mapping[str, Any], version: str) -> bool:
+    below = cap.get("below")
+    return _version(cap["from"]) <= _version(version) and (below is None or _version(version) < _version(below))
+
+
+def _window(version: str) -> int:
+    windows = _shipped()["windows"]
+    shorter = [int(entry["days"]) for entry in windows["shorter"] if version in entry["versions"]]
+    return min(shorter, default=int(windows["default"]))
+
+
+def _refuse_existing(row: Environment) -> None:
+    if row.name in load():
+        raise UsageError(f"environment {row.name} is in environments.yaml already. Take it out there to make it anew.")
+
+
+def _append(path: Path, row: Environment) -> None:
+    """Add a row at the end of the user's file, and leave all else in it as it is."""
+    text = path.read_text() if path.exists() else "# Environments of this project, made by `runner lock`.\n"
+    if not re.search(r"^environments:\s*(#.*)?$", text, re.MULTILINE):
+        text = text.rstrip("\n") + "\nenvironments:\n"
+    lines = [f"  {row.name}:", f'    tensorflow: "{row.tensorflow}"', f"    device: {row.device}"]
+    lines.append(f"    pythons: [{', '.join(map(_quoted, row.pythons))}]")
+    lines += ["    packages:", *(f"      - {_quoted(package)}" for package in row.packages)]
+    lines.append(f"    exclude_newer: {row.exclude_newer}")
+    lines += ["    why:", *(f"      - {_quoted(reason)}" for reason in row.why)]
+    path.write_text(text.rstrip("\n") + "\n" + "\n".join(lines) + "\n")
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))

@@ -1,0 +1,139 @@
+"""uv, told nothing but where packages come from: index, CA bundle and proxy as the user set them for us, uv or pip."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from runner import process, resources
+from runner.errors import CommandFailed, EnvironmentFailed
+
+CA_VARIABLES = ("RUNNER_CA_BUNDLE", "SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+
+# What uv may hear of its own variables. Others (constraints, dates, a Python) would make the lock a half-truth.
+_KEPT = re.compile(
+    r"UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|INDEX_\w+_(USERNAME|PASSWORD)|FIND_LINKS|NO_INDEX|OFFLINE"
+    r"|KEYRING_PROVIDER|INSECURE_HOST|NATIVE_TLS|SYSTEM_CERTS|HTTP_\w+|REQUEST_TIMEOUT|CACHE_DIR|LINK_MODE"
+    r"|CONCURRENT_\w+|PYTHON_DOWNLOADS|PYTHON_INSTALL_DIR|PYTHON_INSTALL_MIRROR|PYTHON_CACHE_DIR)"
+)
+_DROPPED = re.compile(r"UV_|PYTHON|VIRTUAL_ENV$|CONDA_|PIP_REQUIRE")
+
+# uv's variable, and those that give its value: the first that is set. (pip separates by spaces, uv by commas.)
+_TRANSLATED = {
+    "UV_DEFAULT_INDEX": ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"),
+    "UV_EXTRA_INDEX_URL": ("UV_EXTRA_INDEX_URL", "UV_INDEX", "PIP_EXTRA_INDEX_URL"),
+    "UV_FIND_LINKS": ("UV_FIND_LINKS", "PIP_FIND_LINKS"),
+    "UV_NO_INDEX": ("UV_NO_INDEX", "PIP_NO_INDEX"),
+    "UV_INSECURE_HOST": ("UV_INSECURE_HOST", "PIP_TRUSTED_HOST"),
+    "HTTPS_PROXY": ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "PIP_PROXY"),
+    "SSL_CERT_FILE": CA_VARIABLES,
+}
+
+_NETWORK = (
+    r"error sending request|client error|dns error|connection (refused|reset)|network is unreachable|timed out"
+    r"|could not connect|failed to fetch|network connectivity is disabled"
+)
+# The first that uv's message matches tells what went wrong, and what to do next.
+_MEANINGS = (
+    (r"no space left|os error 28|disk quota|os error 122", "The disk is full. Free some space (`runner rm --unused`), or "
+     "set RUNNER_CACHE to a folder on another disk (now {cache})."),
+    (r"hash mismatch for `?(?P<what>[^`\s]+)", "What the index served for {what} is not what the lock says (hash mismatch). "
+     "An index or proxy of yours may rewrite packages; else make the lock again."),
+    (r"certificate|unknownissuer|tls|ssl", "The index's certificate was not accepted ({ca}). Behind a company proxy, name "
+     "its CA bundle: RUNNER_CA_BUNDLE=/path/to/ca.pem (or PIP_CERT, SSL_CERT_FILE, REQUESTS_CA_BUNDLE)."),
+    (r"proxy|tunnel", "The proxy did not let the request through ({proxy}). Check the address and the credentials in it."),
+    (r"(?:distribution|package) `?(?P<what>[\w.-]+==[^`\s]+)`?[^\n]*(?:can't be installed|no wheels|no source distribution)"
+     r"|(?P<other>[\w.-]+==?[\w.]+) has no wheels|no wheels with a matching|does ?n.t have a (source distribution or )?wheel",
+     "There is no wheel of {what} for this platform ({platform}). Another environment may have one (`runner envs`), "
+     "or run in a container for linux/amd64 (`--on docker`)."),
+    (_NETWORK, "The package index could not be reached ({index}). Check the network, the index (UV_DEFAULT_INDEX, "
+     "PIP_INDEX_URL) and the proxy (HTTPS_PROXY)."),
+    (r"not found in the (package )?registry|upload date", "The index lacks a package of the lock. An index of yours "
+     "({index}) may mirror only a part; without one the public index is used."),
+)  # fmt: skip
+
+
+def uv(*arguments: str | Path, doing: str, cwd: Path | None = None) -> str:
+    """Run uv; a failure is told in a sentence that begins with what was being done."""
+    try:
+        return process.call(command(*arguments), env=environment(), cwd=cwd)
+    except CommandFailed as failure:
+        raise EnvironmentFailed(f"{doing} failed. {explain(str(failure), failure.output)}") from failure
+
+
+def command(*arguments: str | Path) -> list[str | Path]:
+    """Return a command line of uv that reads no configuration file."""
+    from uv import find_uv_bin
+
+    return [find_uv_bin(), *arguments, "--no-config", "--no-progress", "--color", "never"]
+
+
+def environment() -> dict[str, str]:
+    """Return the variables for uv: the caller's, less what would change what a lock means, with pip's translated."""
+    caller = {name: value for name, value in os.environ.items() if value}
+    kept = {name: value for name, value in caller.items() if _KEPT.fullmatch(name) or not _DROPPED.match(name)}
+    for name, sources in _TRANSLATED.items():
+        value = next((caller[source] for source in sources if source in caller), None)
+        if value is not None:
+            kept[name] = value
+    kept.pop("UV_INDEX_URL", None)
+    if ca_bundle():
+        kept["SSL_CERT_FILE"] = str(ca_bundle())
+    if "UV_FIND_LINKS" not in caller and "PIP_FIND_LINKS" in caller:
+        kept["UV_FIND_LINKS"] = ",".join(caller["PIP_FIND_LINKS"].split())
+    # Hashes decide what is installed, so it does not matter which of the user's indexes has it.
+    return {**kept, "UV_INDEX_STRATEGY": "unsafe-best-match", "UV_CACHE_DIR": str(download_cache())}
+
+
+def download_cache() -> Path:
+    """Return uv's cache: ours stands beside the environments, so that files can be linked instead of copied."""
+    return Path(os.environ.get("UV_CACHE_DIR") or resources.cache("uv"))
+
+
+def index_url() -> str | None:
+    """Return the package index that the user set, if any."""
+    return next((os.environ[name] for name in _TRANSLATED["UV_DEFAULT_INDEX"] if os.environ.get(name)), None)
+
+
+def ca_bundle() -> Path | None:
+    """Return the file of certificates that the user set for us, uv, pip or requests, if any."""
+    name = next((name for name in CA_VARIABLES if os.environ.get(name)), None)
+    if name is None:
+        return None
+    path = Path(os.environ[name]).expanduser()
+    if not path.exists():
+        raise EnvironmentFailed(
+            f"{name} names {path}, which does not exist. Set it to a file of CA certificates, or unset it."
+        )
+    return path
+
+
+def explain(short: str, output: str) -> str:
+    """Return what uv's message means and what to do next, and the end of the message itself."""
+    tail = "\n".join(line for line in output.strip().splitlines()[-8:])
+    for pattern, sentence in _MEANINGS:
+        match = re.search(pattern, output, re.IGNORECASE)
+        if match:
+            return sentence.format(**_values(match.groupdict())) + (f"\n{tail}" if tail else "")
+    return f"{short}\n{tail}"
+
+
+def _values(found: Mapping[str, str | None]) -> dict[str, str]:
+    uname = os.uname()
+    return {
+        "what": next((value for value in found.values() if value), "one of the packages"),
+        "cache": str(resources.cache()),
+        "ca": _set(CA_VARIABLES) or "no CA bundle is set",
+        "proxy": _set(PROXY_VARIABLES) or "no proxy is set here",
+        "index": _set(_TRANSLATED["UV_DEFAULT_INDEX"]) or "the public one",
+        "platform": f"{uname.sysname} {uname.machine}",
+    }
+
+
+def _set(names: Sequence[str]) -> str:
+    """Name the variable that decides. Its value stays untold, since it may hold a password."""
+    name = next((name for name in names if os.environ.get(name)), None)
+    return f"{name} is set" if name else ""

@@ -1,0 +1,241 @@
+"""Virtualenvs made from the text of a lock, once per lock and Python, kept in the runner's cache.
+
+A virtualenv is made under a temporary name and renamed when it is whole, so that one with its final name can be used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from runner import bytecode, packages, resources
+from runner.errors import EnvironmentFailed
+from runner.interpreters import Interpreter, Search
+from runner.terminal import ProgressLine, duration
+
+_MARKER = "runner.json"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Virtualenv:
+    path: Path
+    python: Path
+    python_version: str
+    created: bool
+
+
+@dataclass(frozen=True)
+class Installed:
+    path: Path
+    label: str
+    lock_hash: str
+    python_version: str
+    bytes: int
+    last_used: float
+
+
+def lock_hash(text: str) -> str:
+    """Return the SHA-256 over a lock's requirements; comments, blank lines and line ends do not count."""
+    lines = (line.strip() for line in text.splitlines())
+    return hashlib.sha256("\n".join(line for line in lines if line and not line.startswith("#")).encode()).hexdigest()
+
+
+def ensure(lock_text: str, pythons: Sequence[str], label: str, prefer_python: str | None = None) -> Virtualenv:
+    """Return the virtualenv of a lock, made now if there is none; `pythons` are the minors it may have, best first."""
+    preferred = [python for python in pythons if prefer_python and f"{prefer_python}.".startswith(f"{python}.")]
+    minors = [*preferred, *(python for python in pythons if python not in preferred)]
+    digest = lock_hash(lock_text)
+    search = Search()
+    for some in ([preferred] if preferred else []) + [minors]:
+        found = _existing(digest, some)
+        if found:
+            return found
+        interpreter = search.local(some)
+        if interpreter:
+            return _made(lock_text, label, interpreter)
+    with ProgressLine() as line:
+        interpreter = _watched(lambda: search.downloaded(minors, label), line, f"environment {label}: fetching Python")
+    return _made(lock_text, label, interpreter)
+
+
+def installed() -> list[Installed]:
+    """Return all virtualenvs in the cache."""
+    return [_describe(marker) for marker in sorted(_root().glob(f"[!.]*/{_MARKER}"))]
+
+
+def remove(path: Path) -> None:
+    """Delete a virtualenv, when nobody is making it."""
+    with _locked(_key_of(path), path.name):
+        _discard(path)
+
+
+def _root() -> Path:
+    return resources.cache("environments")
+
+
+def _key(digest: str, minor: str) -> str:
+    return f"{digest[:12]}-py{minor}"
+
+
+def _key_of(path: Path) -> str:
+    return "-".join(path.name.split("-")[-2:])
+
+
+def _existing(digest: str, minors: Sequence[str]) -> Virtualenv | None:
+    for minor in minors:
+        for path in _root().glob(f"[!.]*-{_key(digest, minor)}"):
+            # The interpreter that it was made from may be gone since: then the link points nowhere.
+            if (path / _MARKER).is_file() and (path / "bin" / "python").exists():
+                return _used(path)
+    return None
+
+
+def _used(path: Path, *, created: bool = False) -> Virtualenv:
+    marker = path / _MARKER
+    with contextlib.suppress(OSError):  # a cache that is read-only for this user
+        os.utime(marker)
+    return Virtualenv(path, path / "bin" / "python", json.loads(marker.read_text())["python_version"], created)
+
+
+def _describe(marker: Path) -> Installed:
+    told = json.loads(marker.read_text())
+    return Installed(
+        marker.parent, told["label"], told["lock_hash"], told["python_version"], told["bytes"], marker.stat().st_mtime
+    )
+
+
+def _made(lock_text: str, label: str, interpreter: Interpreter) -> Virtualenv:
+    digest = lock_hash(lock_text)
+    key = _key(digest, interpreter.minor)
+    with _locked(key, label):
+        found = _existing(digest, [interpreter.minor])  # another runner made it while this one waited
+        if found:
+            return found
+        for leftover in _root().glob(f".{key}.*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial = _root() / f".{key}.{uuid.uuid4().hex[:8]}.partial"
+        try:
+            _install(partial, lock_text, label, interpreter)
+            return _finish(partial, _root() / f"{label}-{key}", label, digest, interpreter)
+        except OSError as failure:
+            raise EnvironmentFailed(f"environment {label} could not be made. {_disk(failure)}") from failure
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _disk(failure: OSError) -> str:
+    return packages.explain(str(failure), str(failure))
+
+
+def _finish(partial: Path, path: Path, label: str, digest: str, interpreter: Interpreter) -> Virtualenv:
+    """Write the marker and give a whole virtualenv its name."""
+    told: dict[str, Any] = {
+        "label": label,
+        "lock_hash": digest,
+        "python_version": interpreter.version,
+        "bytes": _bytes(partial),
+    }
+    (partial / _MARKER).write_text(json.dumps(told, indent=1) + "\n")
+    if path.exists():
+        _discard(path)
+    partial.rename(path)
+    return _used(path, created=True)
+
+
+def _install(partial: Path, lock_text: str, label: str, interpreter: Interpreter) -> None:
+    doing = f"making the environment {label}"
+    packages.uv(
+        "venv", "--no-project", "--relocatable", "--quiet", "--python", interpreter.path, partial,
+        doing=doing,
+    )  # fmt: skip
+    count = sum(1 for line in lock_text.splitlines() if "==" in line and not line.lstrip().startswith(("#", "-")))
+    if not count:
+        return
+    with ProgressLine() as line:
+        if not line.active:
+            print(f"{doing} (once)", file=sys.stderr, flush=True)
+        title = f"environment {label}: installing {count} packages"
+        _watched(lambda: _sync(partial, lock_text, doing), line, title)
+        _watched(lambda: bytecode.compile_all(partial), line, f"environment {label}: compiling")
+
+
+def _sync(partial: Path, lock_text: str, doing: str) -> None:
+    """Install a lock: from uv's cache without asking the index where all is there, else from the index."""
+    lock = partial / "runner.lock"
+    lock.write_text(lock_text)
+    # The lock is also the constraint of what builds an sdist, since that must not change either.
+    words = (
+        "pip",
+        "sync",
+        "--python",
+        partial / "bin" / "python",
+        "--require-hashes",
+        "--build-constraints",
+        lock,
+        lock,
+    )
+    try:
+        packages.uv(*words, "--offline", doing=doing)
+    except EnvironmentFailed:
+        packages.uv(*words, doing=doing)
+
+
+def _watched(work: Callable[[], T], line: ProgressLine, title: str) -> T:
+    """Do some work in a thread, and show for how long it has been going."""
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        while wait([future], timeout=0.2).not_done:
+            line.update(f"{title} … {duration(time.monotonic() - began)}")
+        return future.result()
+
+
+@contextlib.contextmanager
+def _locked(key: str, label: str) -> Iterator[None]:
+    """Hold the lock of one virtualenv. Where the file system has none, unique names and the rename must do."""
+    _root().mkdir(parents=True, exist_ok=True)
+    with (_root() / f".{key}.lock").open("w") as file, ProgressLine() as line:
+        began = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                _say_waiting(line, label, time.monotonic() - began)
+                time.sleep(0.1)
+            except OSError:
+                break
+        line.clear()
+        yield
+
+
+def _say_waiting(line: ProgressLine, label: str, seconds: float) -> None:
+    text = f"environment {label}: another runner is making it; waiting"
+    if line.active:
+        line.update(f"{text} … {duration(seconds)}")
+    elif seconds < 0.1:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _discard(path: Path) -> None:
+    """Delete a folder such that nobody finds a half of it under its name."""
+    doomed = path.with_name(f".{_key_of(path)}.{uuid.uuid4().hex[:8]}.partial")
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _bytes(folder: Path) -> int:
+    return sum((Path(where) / name).lstat().st_size for where, _, names in os.walk(folder) for name in names)
