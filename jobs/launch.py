@@ -38,7 +38,9 @@ FINAL_CODES = (2, 64, 65, 78)  # usage, data, configuration: asking again would 
 REFUSED, TAKEN, CRASHED, INTERRUPTED, UNUSABLE = 64, 69, 70, 75, 78
 GRACE = float(os.environ.get("RUNNER_GRACE", "110"))  # seconds from SIGTERM to SIGKILL; backends give 120
 HEARTBEAT = 5.0  # seconds between signs of life in .lock
-STALE = float(os.environ.get("RUNNER_STALE", "30"))  # seconds without one, after which the holder on another machine is taken for dead
+STALE = float(
+    os.environ.get("RUNNER_STALE", "30")
+)  # seconds without one, after which the holder on another machine is taken for dead
 FROZEN = ("environment", "image", "command", "code", "data", "requirements")
 MARK = "@runner "  # starts a log line that is meant for programs
 
@@ -135,13 +137,13 @@ KINDS = (
 )
 
 
-def checkpoints(directory, code=None):
+def checkpoints(directory, code=None, tops=("checkpoints", "work")):
     """Return the complete checkpoints of a run, newest last: {path (relative), step (or None), modified}.
 
     `code` is the manifest of the snapshot (path -> SHA-256): a file that came with the project is no checkpoint.
     """
     found = []
-    for top in ("checkpoints", "work"):
+    for top in tops:
         for folder, folders, names in os.walk(os.path.join(directory, top)):
             folders[:] = [name for name in folders if name != "__pycache__"]
             for name in names:
@@ -290,7 +292,9 @@ def kill_group(group, directory, patience=10.0):
         with contextlib.suppress(OSError):
             os.killpg(group, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise Refusal(TAKEN, "processes of the last attempt (group %d) do not end, so this one did not start" % group)
+            raise Refusal(
+                TAKEN, "processes of the last attempt (group %d) do not end, so this one did not start" % group
+            )
         time.sleep(0.02)
 
 
@@ -470,7 +474,9 @@ def describe(record, directory, is_going, code=None):
         return "It succeeded%s." % _after(record)
     last = record["attempts"][-1] if record.get("attempts") else {}
     again = " The same command %s." % (
-        "continues from %s" % checkpoint_words(checkpoint) if checkpoint else "starts it again from the beginning, for there is no checkpoint yet"
+        "continues from %s" % checkpoint_words(checkpoint)
+        if checkpoint
+        else "starts it again from the beginning, for there is no checkpoint yet"
     )
     return _why(record, last) + again
 
@@ -507,7 +513,11 @@ def _duration(seconds):
     seconds = int(round(seconds))
     if seconds < 60:
         return "%d s" % seconds
-    return "%d min %d s" % (seconds // 60, seconds % 60) if seconds < 3600 else "%d h %d min" % (seconds // 3600, seconds % 3600 // 60)
+    return (
+        "%d min %d s" % (seconds // 60, seconds % 60)
+        if seconds < 3600
+        else "%d h %d min" % (seconds // 3600, seconds % 3600 // 60)
+    )
 
 
 def _progress_words(progress):
@@ -583,7 +593,11 @@ class Launcher:
         """Close the books on an attempt whose launcher was killed, and make sure that none of its processes is left."""
         self.record = read_json(self._path("run.json")) or {"format": FORMAT, "attempts": [], "submissions": []}
         if self.record["format"] > FORMAT:
-            raise Refusal(REFUSED, "run.json has format %s, written by a newer runner; this one knows %d" % (self.record["format"], FORMAT))
+            raise Refusal(
+                REFUSED,
+                "run.json has format %s, written by a newer runner; this one knows %d"
+                % (self.record["format"], FORMAT),
+            )
         last = self.record["attempts"][-1] if self.record["attempts"] else None
         if last and last.get("group") and last["boot"] == boot() and last["space"] == process_space():
             kill_group(last["group"], self.directory)
@@ -605,7 +619,10 @@ class Launcher:
         if frozen is None and self.record["attempts"]:
             raise Refusal(REFUSED, "request.json of this run is missing or damaged, so it cannot be told what it was")
         if frozen and frozen.get("format", 0) > FORMAT:
-            raise Refusal(REFUSED, "request.json has format %s, written by a newer runner; this one knows %d" % (frozen["format"], FORMAT))
+            raise Refusal(
+                REFUSED,
+                "request.json has format %s, written by a newer runner; this one knows %d" % (frozen["format"], FORMAT),
+            )
         if frozen and first:
             self._reconcile(frozen, mode)
             self.finished = self.finished and frozen["parameters"] == self.request["parameters"]
@@ -729,7 +746,11 @@ class Launcher:
         first = self.record.setdefault("conditions", now)
         reasons = self.record.setdefault("reasons", [])
         number = len(self.record["attempts"]) + 1
-        found = ["attempt %d ran with %s %s instead of %s" % (number, key, now[key], first[key]) for key in now if now[key] != first[key]]
+        found = [
+            "attempt %d ran with %s %s instead of %s" % (number, key, now[key], first[key])
+            for key in now
+            if now[key] != first[key]
+        ]
         if self.request["mode"] == "update-code":
             found.append("the code was changed by --update-code before attempt %d" % number)
         if self.request["resources"].get("gpus"):
@@ -783,7 +804,9 @@ class Launcher:
         budget["used"] += 1
 
     def _finish(self, code):
-        self.record.update(exit_code=code, ended=time.time(), checkpoint=newest_checkpoint(self.directory, self.request["code"]))
+        self.record.update(
+            exit_code=code, ended=time.time(), checkpoint=newest_checkpoint(self.directory, self.request["code"])
+        )
         self.record["sentence"] = describe(self.record, self.directory, False, self.request["code"])
         self._save()
         return code
@@ -852,7 +875,7 @@ class Attempt:
         return subprocess.Popen(
             [program or command[0], *command[1:]], cwd=working, env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, close_fds=True,
-            preexec_fn=lambda: _tie_to_parent(parent),  # noqa: PLW1509 (no threads here)
+            preexec_fn=lambda: _tie_to_parent(parent),
         )  # fmt: skip
 
     def _fill_in(self, word):
@@ -955,7 +978,16 @@ class Attempt:
 
     def _close(self, group, code):
         self._look()
-        how = "was killed by signal %d (%s)%s" % (-code, _signal_name(-code), "; the kernel does that when memory is short" if code == -9 and not self.stopped else "") if code < 0 else "ended with %d" % code
+        how = (
+            "was killed by signal %d (%s)%s"
+            % (
+                -code,
+                _signal_name(-code),
+                "; the kernel does that when memory is short" if code == -9 and not self.stopped else "",
+            )
+            if code < 0
+            else "ended with %d" % code
+        )
         end = "interrupted" if self.stopped else "succeeded" if code == 0 else "failed"
         last_line = self.log.last_line if code != 0 and not self.stopped else ""
         self.entry.update(ended=time.time(), code=code, how=how, end=end, last_line=last_line)

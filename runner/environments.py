@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from runner import packages, resources
+from runner import packages, resources, yamlfile
 from runner.errors import UsageError, unknown
 from runner.interpreters import Search
 from runner.virtualenvs import lock_hash
@@ -17,13 +20,14 @@ from runner.virtualenvs import lock_hash
 __all__ = ["Environment", "default", "find", "load", "lock_hash", "make_row", "relock"]
 
 DEVICES = ("cpu", "cuda")
-_REQUIRED = {"tensorflow", "device", "pythons", "packages", "exclude_newer"}
-_LISTS = {"pythons", "packages", "why", "links"}
+_REQUIRED = ("tensorflow", "device", "pythons", "packages", "exclude_newer")
+_OPTIONAL = ("why", "links")
+_LISTS = ("pythons", "packages", "why", "links")
 _FORMS = {
-    "tensorflow": (r"\d+\.\d+\.\d+", 'a version such as "2.15.1"'),
+    "tensorflow": (r"\d+\.\d+\.\d+", 'a version in quotes, such as "2.15.1"'),
     "device": ("|".join(DEVICES), " or ".join(DEVICES)),
-    "pythons": (r"3\.\d+", 'Python versions such as "3.11" (in quotes)'),
-    "exclude_newer": (r"\d{4}-\d\d-\d\d", "a date such as 2024-05-07"),
+    "pythons": (r"3\.\d+", 'a list of Python versions in quotes, such as ["3.11", "3.10"]'),
+    "exclude_newer": (r"\d{4}-\d\d-\d\d", "a date, such as 2024-05-07"),
 }
 _HEADER = "# {name}: made by `make lock` (your own rows: `runner lock`) from environments.yaml. Do not edit.\n"
 
@@ -116,77 +120,49 @@ def compile_lock(row: Environment) -> str:
 # Reading a file of rows: every refusal names the file and the line.
 
 
-def _shipped() -> Mapping[str, Any]:
-    import yaml
-
-    text = resources.data("images", "environments.yaml").read_text()
-    loaded: Mapping[str, Any] = yaml.load(text, Loader=yaml.BaseLoader)
-    return loaded
+def _shipped() -> yamlfile.Mapping:
+    return yamlfile.load(resources.data("images", "environments.yaml"))
 
 
 def _read(path: Path, *, shipped: bool) -> dict[str, Environment]:
-    import yaml
-
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UsageError(f"{path}:{line}: this is no YAML: {error.problem}.") from error
-    if root is None:
+    file = yamlfile.load(path)
+    file.refuse_unknown(["environments", "default", "caps", "windows"] if shipped else ["environments"])
+    rows = file.get("environments")
+    if rows is None:
         return {}
-    known = {"environments", "default", "caps", "windows"} if shipped else {"environments"}
-    file = _File(path)
-    top = file.mapping(root, known)
-    rows = file.mapping(top["environments"]) if "environments" in top else {}
-    return {name: file.row(name, node, shipped) for name, node in rows.items()}
+    if not isinstance(rows, yamlfile.Mapping):
+        raise UsageError(
+            f"{file.where('environments')}: here should be the names of environments, with their keys below."
+        )
+    return {name: _row(name, rows, path, shipped) for name in rows}
 
 
-@dataclass(frozen=True)
-class _File:
-    """A YAML file of rows, read node by node, since only nodes know their lines."""
+def _row(name: str, rows: yamlfile.Mapping, path: Path, shipped: bool) -> Environment:
+    row = rows[name]
+    if not isinstance(row, yamlfile.Mapping):
+        raise UsageError(f"{rows.where(name)}: environment {name} should have the keys {', '.join(_REQUIRED)}.")
+    row.refuse_unknown([*_REQUIRED, *_OPTIONAL])
+    missing = [key for key in _REQUIRED if not row.get(key)]
+    if missing:
+        raise UsageError(f"{rows.where(name)}: environment {name} lacks {', '.join(missing)}.")
+    values = {key: _value(row, key) for key in row}
+    if not re.fullmatch(rf"tf\d+(\.\d+)+-{values['device']}", name):
+        raise UsageError(f"{rows.where(name)}: the name {name} should be like tf2.15-{values['device']}.")
+    return Environment(name=name, lock=path.parent / "locks" / f"{name}.txt", shipped=shipped, **values)
 
-    path: Path
 
-    def refuse(self, node: Any, text: str) -> UsageError:
-        return UsageError(f"{self.path}:{node.start_mark.line + 1}: {text}")
+def _value(row: yamlfile.Mapping, key: str) -> Any:
+    """Return a checked value; lists become tuples, and a date the word that it was."""
+    form, words = _FORMS.get(key, (r".+", "a list of words"))
+    value = row[key].isoformat() if isinstance(row[key], date) else row[key]
+    listed = value if isinstance(value, list) else [value]
+    if isinstance(value, list) is not (key in _LISTS) or not all(_fits(form, word) for word in listed):
+        raise UsageError(f"{row.where(key)}: {key} should be {words}, not {value!r}.")
+    return tuple(value) if isinstance(value, list) else value
 
-    def mapping(self, node: Any, known: Iterable[str] | None = None) -> dict[str, Any]:
-        if node.id != "mapping":
-            raise self.refuse(node, "here should be keys with values.")
-        found: dict[str, Any] = {}
-        for key, value in node.value:
-            if key.value in found:
-                raise self.refuse(key, f"{key.value!r} stands here twice.")
-            if known is not None and key.value not in known:
-                raise self.refuse(key, str(unknown("key", key.value, known)))
-            found[key.value] = value
-        return found
 
-    def strings(self, node: Any) -> tuple[str, ...]:
-        if node.id != "sequence" or any(item.id != "scalar" for item in node.value):
-            raise self.refuse(node, "here should be a list of words.")
-        return tuple(item.value for item in node.value)
-
-    def row(self, name: str, node: Any, shipped: bool) -> Environment:
-        nodes = self.mapping(node, [*_REQUIRED, *_LISTS])
-        missing = sorted(_REQUIRED - nodes.keys())
-        if missing:
-            raise self.refuse(node, f"environment {name} lacks {', '.join(missing)}.")
-        values: dict[str, Any] = {key: self._value(key, value) for key, value in nodes.items()}
-        if not re.fullmatch(rf"tf\d+(\.\d+)+-{values['device']}", name):
-            raise self.refuse(node, f"the name {name!r} should be like tf2.15-{values['device']}.")
-        lock = self.path.parent / "locks" / f"{name}.txt"
-        return Environment(name=name, lock=lock, shipped=shipped, **values)
-
-    def _value(self, key: str, node: Any) -> str | tuple[str, ...]:
-        value = self.strings(node) if key in _LISTS else node.value
-        form, words = _FORMS.get(key, (".+", "words"))
-        for word in [value] if isinstance(value, str) else value:
-            if not isinstance(word, str) or not re.fullmatch(form, word):
-                raise self.refuse(node, f"{key} should be {words}, not {word!r}.")
-        if key in _REQUIRED and not value:
-            raise self.refuse(node, f"{key} is empty.")
-        return value
+def _fits(form: str, word: object) -> bool:
+    return isinstance(word, str) and re.fullmatch(form, word) is not None
 
 
 # Rows for any other patch: `runner lock X.Y.Z`.
@@ -245,18 +221,29 @@ def _refuse_existing(row: Environment) -> None:
 def _append(path: Path, row: Environment) -> None:
     """Add a row at the end of the user's file, and leave all else in it as it is."""
     text = path.read_text() if path.exists() else "# Environments of this project, made by `runner lock`.\n"
-    if not re.search(r"^environments:\s*(#.*)?$", text, re.MULTILINE):
+    if not re.search(r"^environments:", text, re.MULTILINE):
         text = text.rstrip("\n") + "\nenvironments:\n"
-    lines = [f"  {row.name}:", f'    tensorflow: "{row.tensorflow}"', f"    device: {row.device}"]
-    lines.append(f"    pythons: [{', '.join(map(_quoted, row.pythons))}]")
-    lines += ["    packages:", *(f"      - {_quoted(package)}" for package in row.packages)]
-    lines.append(f"    exclude_newer: {row.exclude_newer}")
-    lines += ["    why:", *(f"      - {_quoted(reason)}" for reason in row.why)]
-    path.write_text(text.rstrip("\n") + "\n" + "\n".join(lines) + "\n")
+    indent = re.search(r"^environments:.*\n(?:\s*#.*\n|\s*\n)*( +)[^#\s]", text, re.MULTILINE)
+    added = textwrap.indent(_yaml(row), indent[1] if indent else "  ")
+    text = f"{text.rstrip()}\n{added}"
+    try:
+        understood = row.name in yamlfile.parse(text.encode(), path)["environments"]
+    except UsageError:
+        understood = False
+    if not understood:
+        raise UsageError(f"the row could not be added to {path.absolute()}. Add it there by hand:\n{added}")
+    replacement = path.with_name(f".{path.name}.new")
+    replacement.write_text(text)
+    replacement.replace(path)
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _yaml(row: Environment) -> str:
+    lines = [f"{row.name}:", f'  tensorflow: "{row.tensorflow}"', f"  device: {row.device}"]
+    lines.append(f"  pythons: [{', '.join(map(json.dumps, row.pythons))}]")
+    lines += ["  packages:", *(f"    - {json.dumps(package)}" for package in row.packages)]
+    lines.append(f"  exclude_newer: {row.exclude_newer}")
+    lines += ["  why:", *(f"    - {json.dumps(reason)}" for reason in row.why)]
+    return "\n".join(lines) + "\n"
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -44,19 +44,15 @@ class Search:
         """Let uv download the first of `minors` that it can, or raise with all that was tried."""
         reason = ""
         for minor in minors:
-            try:
-                packages.uv("python", "install", minor, "--no-bin", doing=f"downloading Python {minor}")
-            except EnvironmentFailed as failure:
-                reason = str(failure).splitlines()[0]
-                continue
-            interpreter = self.local([minor])
+            reason = _download(minor)
+            interpreter = None if reason else self.local([minor])
             if interpreter:
                 return interpreter
         raise EnvironmentFailed(self._sentence(minors, label, reason))
 
     def _probe(self, path: Path, minor: str) -> Interpreter | None:
         try:
-            version, name, free_threaded = process.call([path, "-I", "-c", _PROBE]).split()
+            version, name, free_threaded = process.call([path, "-I", "-S", "-c", _PROBE]).split()
         except (CommandFailed, ValueError) as failure:
             lines = getattr(failure, "output", "").strip().splitlines()
             self.rejected.append(f"{path} ({lines[-1].strip() if lines else failure})")
@@ -76,6 +72,16 @@ class Search:
         )
 
 
+def _download(minor: str) -> str:
+    """Let uv download a Python; return why it could not."""
+    try:
+        process.call(packages.command("python", "install", minor, "--no-bin"), env=packages.environment())
+    except CommandFailed as failure:
+        lines = failure.output.strip().splitlines() or [str(failure)]
+        return f"uv could not download one ({lines[-1].strip().removeprefix('error: ').removeprefix('cause: ')})."
+    return ""
+
+
 def _candidates(minor: str) -> Iterator[Path]:
     """Yield the programs that may be a Python of this minor version, the likeliest first, each once."""
     seen: set[Path] = set()
@@ -87,11 +93,13 @@ def _candidates(minor: str) -> Iterator[Path]:
 
 def _places(minor: str) -> Iterator[Path]:
     program = f"python{minor}"
-    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        yield Path(folder or ".").absolute() / program
-    yield Path(sys.base_prefix, "bin", program)
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    yield from (folder / "bin" / program for folder in _newest(pyenv / "versions", f"{minor}.*"))
+    own = [folder / "bin" / program for folder in _newest(pyenv / "versions", f"{minor}.*")]
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        # A shim of pyenv's is slow, and fails for versions that are installed but not chosen: look behind it.
+        yield from own if Path(folder) == pyenv / "shims" else [Path(folder or ".").absolute() / program]
+    yield Path(sys.base_prefix, "bin", program)
+    yield from own
     yield from (folder / "bin" / program for folder in _newest(_managed(), f"cpython-{minor}.*"))
 
 

@@ -32,28 +32,48 @@ _TRANSLATED = {
     "SSL_CERT_FILE": CA_VARIABLES,
 }
 
-_NETWORK = (
-    r"error sending request|client error|dns error|connection (refused|reset)|network is unreachable|timed out"
-    r"|could not connect|failed to fetch|network connectivity is disabled"
+_CHATTER = ("Using Python", "Resolved ", "warning: ", " Downloaded", "Downloading")
+
+# What went wrong is told by the first pattern that uv's message matches; the sentence says it, and what to do next.
+_MEANINGS: tuple[tuple[str, str], ...] = (
+    (
+        r"no space left|os error 28|disk quota|os error 122",
+        "The disk is full. Free some space (`runner rm --unused`), or set RUNNER_CACHE (now {cache}) to another disk.",
+    ),
+    (
+        r"hash mismatch for `?(?P<what>[^`\s]+)",
+        "What the index served for {what} is not what the lock says (hash mismatch). An index or proxy of yours may "
+        "rewrite packages; else make the lock again.",
+    ),
+    (
+        r"certificate|unknownissuer",
+        "The index's certificate was not accepted ({ca}). Behind a company proxy, name its CA bundle: "
+        "RUNNER_CA_BUNDLE=/path/to/ca.pem (or PIP_CERT, SSL_CERT_FILE, REQUESTS_CA_BUNDLE).",
+    ),
+    (
+        r"proxy|tunnel",
+        "The proxy did not let the request through ({proxy}). Check its address and the credentials in it.",
+    ),
+    (
+        r"because (?P<what>[\w.-]+)(?:\{[^}]*\})?==\S+ has no (?:wheels|usable)|no wheels with a matching",
+        "There is no wheel of {what} for this Python and platform ({platform}). Another environment may have one "
+        "(`runner envs`), or run it in a container for linux/amd64 (`--on docker`).",
+    ),
+    (
+        r"there is no version of (?P<what>[\w.-]+==[\w.]+)|because (?P<other>[\w.-]+) was not found in the",
+        "The index ({index}) lacks {what}. An index of yours may mirror only a part of the public one.",
+    ),
+    (
+        r"upload date|upload time",
+        "The index ({index}) tells no upload dates, which a lock needs to choose packages of TensorFlow's time.",
+    ),
+    (
+        r"error sending request|client error|dns error|connection (refused|reset)|network is unreachable|timed out"
+        r"|could not connect|failed to fetch|network connectivity is disabled",
+        "The package index could not be reached ({index}, {proxy}). Check the network, the index (UV_DEFAULT_INDEX, "
+        "PIP_INDEX_URL) and the proxy (HTTPS_PROXY).",
+    ),
 )
-# The first that uv's message matches tells what went wrong, and what to do next.
-_MEANINGS = (
-    (r"no space left|os error 28|disk quota|os error 122", "The disk is full. Free some space (`runner rm --unused`), or "
-     "set RUNNER_CACHE to a folder on another disk (now {cache})."),
-    (r"hash mismatch for `?(?P<what>[^`\s]+)", "What the index served for {what} is not what the lock says (hash mismatch). "
-     "An index or proxy of yours may rewrite packages; else make the lock again."),
-    (r"certificate|unknownissuer|tls|ssl", "The index's certificate was not accepted ({ca}). Behind a company proxy, name "
-     "its CA bundle: RUNNER_CA_BUNDLE=/path/to/ca.pem (or PIP_CERT, SSL_CERT_FILE, REQUESTS_CA_BUNDLE)."),
-    (r"proxy|tunnel", "The proxy did not let the request through ({proxy}). Check the address and the credentials in it."),
-    (r"(?:distribution|package) `?(?P<what>[\w.-]+==[^`\s]+)`?[^\n]*(?:can't be installed|no wheels|no source distribution)"
-     r"|(?P<other>[\w.-]+==?[\w.]+) has no wheels|no wheels with a matching|does ?n.t have a (source distribution or )?wheel",
-     "There is no wheel of {what} for this platform ({platform}). Another environment may have one (`runner envs`), "
-     "or run in a container for linux/amd64 (`--on docker`)."),
-    (_NETWORK, "The package index could not be reached ({index}). Check the network, the index (UV_DEFAULT_INDEX, "
-     "PIP_INDEX_URL) and the proxy (HTTPS_PROXY)."),
-    (r"not found in the (package )?registry|upload date", "The index lacks a package of the lock. An index of yours "
-     "({index}) may mirror only a part; without one the public index is used."),
-)  # fmt: skip
 
 
 def uv(*arguments: str | Path, doing: str, cwd: Path | None = None) -> str:
@@ -61,7 +81,7 @@ def uv(*arguments: str | Path, doing: str, cwd: Path | None = None) -> str:
     try:
         return process.call(command(*arguments), env=environment(), cwd=cwd)
     except CommandFailed as failure:
-        raise EnvironmentFailed(f"{doing} failed. {explain(str(failure), failure.output)}") from failure
+        raise EnvironmentFailed(f"{doing} failed. {explain('uv says:', failure.output)}") from failure
 
 
 def command(*arguments: str | Path) -> list[str | Path]:
@@ -113,12 +133,13 @@ def ca_bundle() -> Path | None:
 
 def explain(short: str, output: str) -> str:
     """Return what uv's message means and what to do next, and the end of the message itself."""
-    tail = "\n".join(line for line in output.strip().splitlines()[-8:])
+    lines = [line for line in output.splitlines() if line.strip() and not line.startswith(_CHATTER)]
     for pattern, sentence in _MEANINGS:
         match = re.search(pattern, output, re.IGNORECASE)
         if match:
-            return sentence.format(**_values(match.groupdict())) + (f"\n{tail}" if tail else "")
-    return f"{short}\n{tail}"
+            short = sentence.format(**_values(match.groupdict()))
+            break
+    return "\n".join([short, *lines[-6:]])
 
 
 def _values(found: Mapping[str, str | None]) -> dict[str, str]:

@@ -17,7 +17,9 @@ def call(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cw
     words = [str(word) for word in argv]
     _announce(words)
     try:
-        done = subprocess.run(words, env=env, cwd=cwd, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            words, env=env, cwd=cwd, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL
+        )
     except OSError as error:
         raise CommandFailed(f"{words[0]} could not be started: {error.strerror}.") from error
     if done.returncode != 0:
@@ -26,12 +28,21 @@ def call(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cw
 
 
 def detach(argv: Sequence[str | Path], *, env: Mapping[str, str], cwd: Path, output: Path) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own, so that a closed terminal does not touch it; its stdin is a pipe."""
+    """Start a program in a session of its own, so that a closed terminal does not touch it.
+
+    Its standard input is a pipe, its standard output goes nowhere, its errors to the file `output`.
+    """
     words = [str(word) for word in argv]
     _announce(words)
-    with output.open("ab") as log:
+    with output.open("ab") as errors:
         return subprocess.Popen(
-            words, env=env, cwd=cwd, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+            words,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
         )
 
 

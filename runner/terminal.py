@@ -78,3 +78,19 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def table(header: list[str], rows: list[list[str]]) -> None:
+    """Print a table: with rich on a terminal, in plain columns elsewhere."""
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        from rich.console import Console
+        from rich.table import Table
+
+        shown = Table(*header, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            shown.add_row(*row)
+        Console().print(shown)
+        return
+    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
+    for line in [header, *rows]:
+        print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,44 @@
+"""Where a run runs: a module per backend, with the functions of `Backend`, listed in one dict."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final, Protocol, cast
+
+from runner.errors import unknown
+from runner.runs import Found
+from runner.specs import Run
+
+
+class Submission(Protocol):
+    """A submitted run, as the one who submitted it sees it."""
+
+    def refused(self) -> tuple[int, str] | None:
+        """Return the exit code and the sentence of a launcher that ended, or None while it lives."""
+
+
+class Backend(Protocol):
+    """What a backend can do. A backend is a module with these functions."""
+
+    def render(self, run: Run) -> str:
+        """Return what `submit` would send, in words that can be pasted or read."""
+
+    def submit(self, run: Run) -> Submission:
+        """Start the run and return at once; it goes on without us."""
+
+    def stop(self, run: Found, kill: bool = False) -> None:
+        """Tell the run to write a checkpoint and end; with `kill`, end it at once."""
+
+    def remove(self, run: Found) -> None:
+        """Remove what the backend keeps of a run that is not going; never its directory."""
+
+
+# Imported only where used: docker and kubernetes are optional, and slow to import.
+BACKENDS: Final = {"native": "runner.backends.native"}
+
+
+def get(name: str) -> Backend:
+    """Return the backend of this name."""
+    if name not in BACKENDS:
+        raise unknown("backend", name, BACKENDS)
+    return cast(Backend, importlib.import_module(BACKENDS[name]))

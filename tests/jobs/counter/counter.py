@@ -33,7 +33,7 @@ def main():
     step, value = restore(str(wanted["seed"]))
     print("counting from %d to %d" % (step, wanted["steps"]), flush=True)
     while True:
-        if step == wanted["at"] and ATTEMPT <= wanted["times"]:
+        if step == wanted["at"] and wanted["times"] >= ATTEMPT:
             fail(wanted)
         if step >= wanted["steps"]:
             break

@@ -1,0 +1,183 @@
+"""Carries out a plan while somebody watches: submit, then follow; a closed terminal or Ctrl-C never loses the run."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner import backends, follow, launcher, runs
+from runner.backends import Submission
+from runner.errors import RunnerError
+from runner.plan import Plan
+
+DETACHED = 130
+
+
+def carry_out(plan: Plan, *, detach: bool = False, as_json: bool = False) -> int:
+    """Do what was planned; return the exit code of the command."""
+    for note in plan.notes:
+        _say(note)
+    if plan.action == "show":
+        assert plan.existing
+        return _result(plan.existing, as_json)
+    if plan.action == "attach":
+        assert plan.existing
+        _say(f"{plan.existing.name} is going already: attached to it")
+        return 0 if detach else _attend(plan.existing.directory, None, None, _current_attempt(plan.existing), as_json)
+    return _submit(plan, detach, as_json)
+
+
+def _submit(plan: Plan, detach: bool, as_json: bool) -> int:
+    run = plan.run
+    assert run
+    submission = backends.get(run.request["backend"]).submit(run)
+    runs.remember(run.volume)
+    first = (
+        1
+        if run.request["mode"] == "fresh"
+        else len((plan.existing.record if plan.existing else {}).get("attempts") or []) + 1
+    )
+    if detach:
+        return _detached(run.directory, submission, run.request["submission"], as_json)
+    _say(f"{run.name}  (status, logs, stop: see `runner ps`; its directory: {run.directory})")
+    return _attend(run.directory, submission, run.request["submission"], first, as_json)
+
+
+def _detached(directory: Path, submission: Submission, identity: str, as_json: bool) -> int:
+    """Wait until the launcher has taken the request, so that a refusal is still seen."""
+    while True:
+        run = runs.load(directory)
+        if run and run.record.get("submission") == identity and run.record.get("attempts"):
+            break
+        if refusal := submission.refused():
+            return (
+                _refusal(*refusal) if not (run and run.record.get("submission") == identity) else _result(run, as_json)
+            )
+        time.sleep(follow.PAUSE)
+    if as_json:
+        print(runs.as_json(runs.status(run)))
+    else:
+        print(run.name)
+        _next(run)
+    return 0
+
+
+def _attend(directory: Path, submission: Submission | None, identity: str | None, first: int, as_json: bool) -> int:
+    screen = follow.Screen()
+    try:
+        run = follow.follow(directory, screen, submission, identity, first)
+    except KeyboardInterrupt:
+        return _interrupted(directory, submission, as_json)
+    if run is None:
+        assert submission
+        return _refused(directory, submission, as_json)
+    return _result(run, as_json)
+
+
+def _refused(directory: Path, submission: Submission, as_json: bool) -> int:
+    refusal = submission.refused()
+    assert refusal
+    module = launcher.module()
+    if refusal[0] == module.TAKEN and (run := runs.load(directory)) and run.going:
+        _say(f"{run.name} was started elsewhere in the same moment: attached to it")
+        return _attend(directory, None, None, _current_attempt(run), as_json)
+    return _refusal(*refusal)
+
+
+def _refusal(code: int, sentence: str) -> int:
+    if code < 0 or code > 128:
+        raise RunnerError(f"the launcher was killed before it began: {sentence}. The same command tries again.")
+    print(f"runner: {sentence}", file=sys.stderr)
+    return code
+
+
+def _current_attempt(run: runs.Found) -> int:
+    return max(len(run.record.get("attempts") or []), 1)
+
+
+def _interrupted(directory: Path, submission: Submission | None, as_json: bool) -> int:
+    """Ctrl-C: the job writes a checkpoint and stops; a second one kills it."""
+    run = runs.load(directory)
+    if run is None or not run.going:
+        return DETACHED
+    backend = backends.get(run.record.get("backend") or "native")
+    _say(f"\nstopping {run.name}: it writes a checkpoint first (Ctrl-C again kills it, and its last checkpoint stands)")
+    try:
+        backend.stop(run)
+        run = follow.wait(directory)
+    except KeyboardInterrupt:
+        backend.stop(run, kill=True)
+        run = follow.wait(directory)
+    _result(run, as_json)
+    return DETACHED
+
+
+def _result(run: runs.Found, as_json: bool) -> int:
+    """Say how the run ended and what to do next; return its exit code."""
+    code = run.record.get("exit_code")
+    code = launcher.module().INTERRUPTED if code is None else int(code)
+    if as_json:
+        print(runs.as_json(runs.status(run)))
+        return code
+    _say(runs.sentence(run))
+    for name in ("report.json", "pictures", "model", "tensorboard"):
+        path = run.directory / name
+        if code == 0 and path.exists() and (path.is_file() or any(path.iterdir())):
+            _say(f"  {name.split('.')[0]}: {path}")
+    if code != 0:
+        _say(f"again: {run.record.get('again')}")
+    return code
+
+
+def show_logs(run: runs.Found, followed: bool) -> None:
+    """Print the log of all attempts; with `followed` until the run ends."""
+    if followed:
+        follow.follow(run.directory, follow.Screen(), first=1)
+        return
+    screen = follow.Screen()
+    screen.line.active = False
+    for line in follow.LogReader(run.directory).lines(ended=True):
+        screen.show(line)
+
+
+def stop(run: runs.Found) -> None:
+    """Tell a run to stop and wait until it has."""
+    if not run.going:
+        _say(f"{run.name} is not going. {runs.sentence(run)}")
+        return
+    backends.get(run.record.get("backend") or "native").stop(run)
+    _say(f"stopping {run.name}: it writes a checkpoint first")
+    try:
+        ended = follow.wait(run.directory)
+    except KeyboardInterrupt:
+        _say(f"it goes on stopping; look with: runner status {run.name}")
+        raise
+    _say(runs.sentence(ended))
+    _say(f"again: {ended.record.get('again')}")
+
+
+def wait(found: Sequence[runs.Found]) -> int:
+    """Wait for runs to end; return the code of the first that did not succeed, else 0."""
+    codes = []
+    for run in found:
+        ended = follow.wait(run.directory)
+        _say(f"{ended.name}: {runs.sentence(ended)}")
+        code = ended.record.get("exit_code")
+        codes.append(launcher.module().INTERRUPTED if code is None else int(code))
+    return next((code for code in codes if code), 0)
+
+
+def _next(run: runs.Found) -> None:
+    for command in runs.next_commands(run.name, run.directory.parent):
+        _say(f"  {command}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def quoted(path: Path) -> str:
+    return shlex.quote(str(path))

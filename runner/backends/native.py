@@ -1,0 +1,136 @@
+"""Runs jobs on this machine, in a virtualenv, under a launcher in a session of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner import datasets, launcher, process, projects, resources, virtualenvs
+from runner.errors import RunnerError, UsageError
+from runner.runs import Found
+from runner.specs import Run
+
+# What belongs to the interpreter that runs *us*, and would break the job's own.
+DROPPED = ("PYTHON", "LD_", "VIRTUAL_ENV", "CONDA_", "RUNNER_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A launcher that this process started."""
+
+    child: subprocess.Popen[bytes]
+    output: Path
+
+    def refused(self) -> tuple[int, str] | None:
+        code = self.child.poll()
+        if code is None:
+            return None
+        lines = self.output.read_text(errors="replace").strip().splitlines()
+        return code, lines[-1].removeprefix("launch.py: ") if lines else f"the launcher ended with {code}"
+
+
+def render(run: Run) -> str:
+    """Return the command and the variables that `submit` would use."""
+    python = Path("<environment>") / "bin" / "python"
+    lines = [f"# environment {run.request['environment']}, Python {' or '.join(run.pythons)}"]
+    lines += [f"{name}={shlex.quote(value)}" for name, value in sorted(run.variables.items())]
+    lines += [f"{name}=<secret>" for name in sorted(run.secrets)]
+    lines.append(shlex.join(str(word) for word in _argv(run, python, _handover(run))))
+    lines.append("# request.json")
+    lines.append(json.dumps({**run.request, "submission": "<new>"}, indent=1))
+    return "\n".join(lines)
+
+
+def submit(run: Run) -> Started:
+    """Make the environment, hand over the request, and start the launcher."""
+    data = {name: datasets.ensure(dataset, given) if dataset else given for name, (dataset, given) in run.data.items()}
+    environment = virtualenvs.ensure(run.lock, run.pythons, run.request["environment"] or "image", run.python)
+    handover = _handover(run)
+    write_handover(run, handover, {name: path for name, path in data.items() if path})
+    child = process.detach(
+        _argv(run, environment.python, handover), env=_environment(run), cwd=handover, output=handover / "launcher.log"
+    )
+    assert child.stdin
+    try:
+        if run.secrets:
+            child.stdin.write(json.dumps(dict(run.secrets)).encode() + b"\n")
+        child.stdin.close()
+    except BrokenPipeError:
+        pass  # it ended already; its exit code says why
+    return Started(child=child, output=handover / "launcher.log")
+
+
+def stop(run: Found, kill: bool = False) -> None:
+    """Signal the launcher, which passes it on to the job."""
+    holder = launcher.module().holder(str(run.directory / ".lock"))
+    if not holder:
+        return
+    module = launcher.module()
+    if holder["boot"] != module.boot() or holder["space"] != module.process_space():
+        raise UsageError(f"{run.name} runs on {holder['host']}, not here. Stop it there with: runner stop {run.name}")
+    try:
+        os.kill(int(holder["pid"]), signal.SIGINT if kill else signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise RunnerError(
+            f"{run.name} was begun by another user of this machine; only they or root can stop it."
+        ) from error
+
+
+def remove(run: Found) -> None:
+    """Remove the hand-overs of a run."""
+    for folder in resources.cache("submissions").glob(f"{run.name}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_handover(run: Run, folder: Path, data: Mapping[str, Path]) -> None:
+    """Write the folder that launch.py is started from: itself, the request, the project and the checkpoint module."""
+    for old in folder.parent.glob(f"{run.name}-{'?' * 12}"):
+        if old != folder and time.time() - old.stat().st_mtime > 60:  # younger: another start in the same second
+            shutil.rmtree(old, ignore_errors=True)
+    try:
+        (folder / "lib").mkdir(parents=True)
+        for name, place in (("launch.py", "."), ("runner_checkpoint.py", "lib")):
+            shutil.copyfile(resources.data("jobs", name), folder / place / name)
+        for name, path in data.items():
+            (folder / "data").mkdir(exist_ok=True)
+            (folder / "data" / name).symlink_to(path)
+        projects.archive(run.root, run.code, folder / "project.tar")
+        (folder / "runner.lock").write_text(run.lock)
+        (folder / "request.json").write_text(json.dumps(dict(run.request)))
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise RunnerError(
+            f"the request could not be written to {folder}: {error.strerror}. RUNNER_CACHE moves the cache."
+        ) from error
+
+
+def _handover(run: Run) -> Path:
+    return resources.cache("submissions", f"{run.name}-{run.request['submission']}")
+
+
+def _argv(run: Run, python: Path, handover: Path) -> list[str | Path]:
+    data = handover / "data" if run.data else ""
+    return [python, handover / "launch.py", run.volume, data]
+
+
+def _environment(run: Run) -> dict[str, str]:
+    """Return the caller's variables less those of the interpreter that runs us, and what `-e` gives."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED) or name == "RUNNER_GRACE"}
+    return {**kept, **_without_own_tools(kept), **run.variables}
+
+
+def _without_own_tools(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return PATH without the virtualenv that runs us: the job's `python` is the environment's."""
+    own = os.environ.get("VIRTUAL_ENV")
+    parts = variables.get("PATH", os.defpath).split(os.pathsep)
+    return {"PATH": os.pathsep.join(part for part in parts if not own or part != str(Path(own) / "bin"))}

@@ -1,0 +1,124 @@
+"""Removes runs, and what nothing needs: always says what and how much first."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from runner import backends, environments, launcher, plan, resources, runs, terminal, virtualenvs
+from runner.errors import RunnerError, UsageError
+from runner.listing import folder_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waste:
+    """Something that nothing needs, why, and how big it is."""
+
+    path: Path
+    why: str
+    bytes: int
+
+
+def remove_run(run: runs.Found, files: bool) -> None:
+    """Remove what a backend keeps of a run; its directory only with `files`, holding its lock."""
+    if run.going:
+        raise UsageError(f"{run.name} is going. Stop it first: runner stop {run.name}")
+    backends.get(run.record.get("backend") or "native").remove(run)
+    if not files:
+        print(f"{run.name} is removed; its directory stays (--files removes it): {run.directory}", file=sys.stderr)
+        return
+    size = folder_size(run.directory)
+    _remove_directory(run.directory)
+    print(f"{run.directory} is removed, {terminal.size(size)}", file=sys.stderr)
+
+
+def _remove_directory(directory: Path) -> None:
+    module = launcher.module()
+    lock = module.Lock(str(directory), "rm")
+    try:
+        lock.acquire()
+    except module.Refusal as error:
+        raise UsageError(f"{directory.name} cannot be removed: {error}") from error
+    except OSError as error:
+        raise RunnerError(f"{directory} cannot be removed: {error.strerror}.") from error
+    try:
+        # request.json last: a removal that is cut off leaves something that is still known as a run, and can be removed.
+        for path in sorted(directory.iterdir(), key=lambda path: path.name in ("request.json", ".lock")):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        directory.rmdir()
+    except OSError as error:
+        raise RunnerError(f"{error.filename} cannot be removed: {error.strerror}.") from error
+    finally:
+        lock.release()
+
+
+def remove_unused(volume: Path | None, older: str | None, yes: bool) -> None:
+    """List what nothing needs, ask, and delete it."""
+    limit = time.time() - _age(older)
+    places = [plan.volume_of(volume)] if volume else runs.places()
+    found = [waste for waste in _unused(places) if _changed(waste.path) <= limit]
+    if not found:
+        print("nothing is unused", file=sys.stderr)
+        return
+    terminal.table(
+        ["size", "what", "path"], [[terminal.size(waste.bytes), waste.why, str(waste.path)] for waste in found]
+    )
+    total = terminal.size(sum(waste.bytes for waste in found))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(
+                f"nothing was removed: {total} would be freed. Say --yes to remove it without being asked."
+            )
+        click.confirm(f"Remove all this and free {total}?", abort=True)
+    for waste in found:
+        _remove(waste)
+    print(f"freed {total}", file=sys.stderr)
+
+
+def _age(older: str | None) -> float:
+    """Return seconds."""
+    match = re.fullmatch(r"(\d+)([dhm])", older or "0d")
+    if not match:
+        raise UsageError(f"--older {older}: an age is given as 30d, 12h or 90m.")
+    return int(match[1]) * {"d": 86400, "h": 3600, "m": 60}[match[2]]
+
+
+def _changed(path: Path) -> float:
+    record = launcher.module().read_json(str(path / "run.json")) or {}
+    return float(record.get("ended") or path.stat().st_mtime)
+
+
+def _unused(places: list[Path]) -> Iterator[Waste]:
+    all_runs = [run for place in places for run in runs.on_volume(place)]
+    for run in all_runs:
+        kept = re.fullmatch(r".+\.\d+", run.name)
+        if kept or run.state == "failed":
+            yield Waste(
+                path=run.directory, why="kept by --fresh" if kept else "failed run", bytes=folder_size(run.directory)
+            )
+    needed = {str(run.request.get("lock")) for run in all_runs if run.state != "failed"}
+    rows = {virtualenvs.lock_hash(row.lock.read_text()) for row in environments.load().values() if row.lock.is_file()}
+    for made in virtualenvs.installed():
+        if made.lock_hash not in needed:
+            why = "environment that no run needs" if made.lock_hash in rows else "environment of a lock that is no more"
+            yield Waste(path=made.path, why=why, bytes=made.bytes)
+    going = {run.request.get("submission") for run in all_runs if run.going}
+    for folder in resources.cache("submissions").glob("*"):
+        if folder.name.rpartition("-")[2] not in going:
+            yield Waste(path=folder, why="hand-over of a run", bytes=folder_size(folder))
+
+
+def _remove(waste: Waste) -> None:
+    if waste.path.parent == resources.cache("environments"):
+        virtualenvs.remove(waste.path)
+    elif (waste.path / "request.json").exists() and waste.path.parent != resources.cache("submissions"):
+        _remove_directory(waste.path)
+    else:
+        shutil.rmtree(waste.path, ignore_errors=True)

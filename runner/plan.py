@@ -1,0 +1,341 @@
+"""From what was asked to what is done: reads what the run already is, decides by the table, and builds the `Run`.
+
+Everything that can be refused is refused here, before anything is created.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from runner import datasets, environments, launcher, projects, resources, runs, specs, virtualenvs, yamlfile
+from runner.errors import UsageError
+from runner.specs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the user typed."""
+
+    job: str
+    environment: str | None = None
+    backend: str = "native"
+    name: str | None = None
+    parameters: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    gpus: int | None = None
+    cpus: int | None = None
+    volume: Path | None = None
+    retries: int | None = None
+    fresh: bool = False
+    update_code: bool = False
+    command: tuple[str, ...] = ()
+    checkpoint_every: str | None = None  # `prove` asks for shorter intervals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do: submit a run, attach to one that is going, or show the result of one that is done."""
+
+    action: Literal["submit", "attach", "show"]
+    directory: Path
+    run: Run | None = None
+    existing: runs.Found | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def decide(asked: Asked) -> Plan:
+    """Return what the command means now: the same command starts, attaches, continues, or shows the result."""
+    project = projects.find(asked.job)
+    values = project.job.values(asked.parameters)
+    volume = volume_of(asked.volume)
+    name = specs.check_name(asked.name) if asked.name else _name(asked, project, values)
+    existing = runs.load(volume / name)
+    files = projects.snapshot(project, volume)
+    code = projects.manifest(files)
+    if existing and existing.going:
+        return _attach(existing, code, asked)
+    if existing and not existing.request:
+        raise UsageError(
+            f"request.json of {name} is missing or damaged, so it cannot be continued. Its files are in "
+            f"{existing.directory}; begin under another name with --name."
+        )
+    notes: list[str] = []
+    mode, past = _mode(existing, code, asked, notes)
+    run = _build(asked, project, values, volume, name, files, code, past, mode)
+    if existing and past and mode != "fresh":
+        _compare(existing, run, notes)
+        if existing.state == "succeeded" and not _extended(existing, run):
+            return Plan(action="show", directory=existing.directory, existing=existing)
+    return Plan(action="submit", directory=run.directory, run=run, existing=existing, notes=tuple(notes))
+
+
+def volume_of(given: Path | None) -> Path:
+    """Return the volume as an absolute path; one that was named must exist, the default is made when it is needed."""
+    path = (given or Path(runs.DEFAULT_VOLUME)).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"the volume {str(path)!r} is not a directory.")
+    if given and not path.exists():
+        raise UsageError(f"the volume {str(path)!r} does not exist. Make it with: mkdir -p {shlex.quote(str(path))}")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UsageError(
+            f"the volume {str(path)!r} cannot be written by this user, or is mounted read-only. Give another with --volume."
+        )
+    return path
+
+
+def _name(asked: Asked, project: projects.Project, values: Mapping[str, specs.Value]) -> str:
+    named = {key: value for key, value in values.items() if not project.job.parameters[key].extend}
+    return specs.run_name(project.base, asked.environment, named, asked.command or project.command)
+
+
+def _attach(existing: runs.Found, code: Mapping[str, str], asked: Asked) -> Plan:
+    if asked.fresh or asked.update_code:
+        option = "--fresh" if asked.fresh else "--update-code"
+        raise UsageError(
+            f"{existing.name} is going, so {option} is refused. Stop it first: runner stop {existing.name}"
+        )
+    changed = existing.request.get("code") != code
+    note = (
+        ("the code here has changed since this run began; it goes on with the code that it began with",)
+        if changed
+        else ()
+    )
+    return Plan(action="attach", directory=existing.directory, existing=existing, notes=note)
+
+
+def _mode(
+    existing: runs.Found | None, code: Mapping[str, str], asked: Asked, notes: list[str]
+) -> tuple[str, Mapping[str, Any] | None]:
+    """Return the mode of the submission and the request that it goes on with (None: it begins)."""
+    if existing is None:
+        return "continue", None
+    past = existing.request
+    if asked.fresh:
+        same = past.get("begun_fresh") and past.get("code") == code
+        if not (same and existing.state == "interrupted"):
+            return "fresh", None
+        notes.append("this run was begun afresh by this very command and was interrupted: it is continued")
+    return ("update-code" if asked.update_code else "continue"), past
+
+
+def _compare(existing: runs.Found, run: Run, notes: list[str]) -> None:
+    """Refuse what differs from the run's beginning, showing it; note what is accepted."""
+    module, past, now = launcher.module(), existing.request, run.request
+    frozen = module.differences({**past, "code": {}}, {**now, "code": {}})
+    if frozen:
+        raise UsageError(
+            f"{existing.name} was begun differently ({existing.directory}):\n  " + "\n  ".join(frozen)
+            + "\nAsk for the same, choose another --name, or begin again with --fresh (the old run is kept)."
+        )  # fmt: skip
+    changed = module.code_differences(past, now)
+    if not changed:
+        return
+    if past.get("project") != now["project"] and now["mode"] == "continue" and Path(past.get("project", "")).exists():
+        raise UsageError(
+            f"{existing.name} belongs to another project: {past.get('project')}. Give this one a name of its own with --name."
+        )
+    if now["mode"] == "update-code" and existing.state != "succeeded":
+        notes.append(f"{len(changed)} files of the code are updated; the run is no longer exact")
+    elif existing.checkpoint() is None and existing.state != "succeeded":
+        notes.append("the code has changed and there is no checkpoint yet: it begins anew with the code of now")
+    else:
+        options = "--fresh begins again (the old run is kept)"
+        if existing.state != "succeeded":
+            options = f"--update-code goes on with the new code, {options}"
+        raise UsageError(
+            f"the code of {existing.name} has changed since it began:\n  " + "\n  ".join(changed[:20])
+            + (f"\n  and {len(changed) - 20} more" if len(changed) > 20 else "") + f"\n{options}."
+        )  # fmt: skip
+
+
+def _extended(existing: runs.Found, run: Run) -> bool:
+    past, now = existing.request["parameters"], run.request["parameters"]
+    return any(now[name] > past[name] for name in run.request["extend"] if name in past and now[name] != past[name])
+
+
+def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.Value], volume: Path, name: str,
+           files: Mapping[str, Path], code: Mapping[str, str], past: Mapping[str, Any] | None, mode: str) -> Run:  # fmt: skip
+    row, lock, pythons = _environment(asked, project.job, volume / name, past)
+    variables, hidden = _variables(asked.variables), _secrets(asked.secrets, past)
+    data = _data(asked, project)
+    job = project.job
+    command, from_job = _command(asked, project)
+    parameters = {key: parameter.default for key, parameter in job.parameters.items()}
+    if past:
+        parameters.update({key: value for key, value in past["parameters"].items() if key in parameters})
+    every = asked.checkpoint_every or job.checkpoint_every
+    request = {
+        "format": launcher.module().FORMAT,
+        "name": name,
+        "job": project.base,
+        "project": str(project.alone or project.root),
+        "folder": project.root.name or "project",
+        "environment": row,
+        "tensorflow": _tensorflow(lock),
+        "pythons": list(pythons),
+        "lock": virtualenvs.lock_hash(lock),
+        "command": list(command),
+        "format_command": from_job,
+        "parameters": {**parameters, **values},
+        "extend": [key for key, parameter in job.parameters.items() if parameter.extend],
+        "code": dict(code),
+        "data": {key: _hashes(*source) for key, source in data.items()},
+        "resources": {"cpus": asked.cpus or job.resources.cpus, "gpus": asked.gpus or job.resources.gpus},
+        "retries": job.retries if asked.retries is None else asked.retries,
+        "checkpoint_every": every or "10s",
+        "checkpoint_explicit": every is not None,
+        "variables": sorted(variables),
+        "secrets": sorted(hidden),
+        "backend": asked.backend,
+        "submission": secrets.token_hex(6),
+        "mode": mode,
+        "begun_fresh": bool(past.get("begun_fresh")) if past else asked.fresh,
+        "user": _user(),
+        "again": shlex.join(again(asked, project, volume)),
+    }
+    return Run(
+        name=name, volume=volume, request=request, root=project.root, code=files, lock=lock, pythons=tuple(pythons),
+        python=_first_python(volume / name) if past else None, data=data,
+        variables=variables, secrets=hidden,
+    )  # fmt: skip
+
+
+def _environment(
+    asked: Asked, job: specs.Job, directory: Path, past: Mapping[str, Any] | None
+) -> tuple[str, str, list[str]]:
+    """Return the row's name, the lock's text and the Pythons: those the run began with, else the row's of today."""
+    wanted = asked.environment or (None if past else job.environment)
+    kept = directory / "runner.lock"
+    if past and kept.is_file() and (wanted is None or _same_row(wanted, past["environment"])):
+        return past["environment"], kept.read_text(), list(past["pythons"])
+    device = "cuda" if asked.gpus or (asked.gpus is None and job.resources.gpus) else "cpu"
+    row = environments.find(wanted, device) if wanted else environments.default()
+    if device == "cuda" and row.device != "cuda":
+        raise UsageError(
+            f"--gpus {asked.gpus or job.resources.gpus} needs a cuda environment, and {row.name} is for the CPU. Leave --gpus out."
+        )
+    return row.name, row.lock.read_text(), list(row.pythons)
+
+
+def _same_row(wanted: str, name: str) -> bool:
+    return wanted == name or f"{wanted}-cpu" == name or f"tf{wanted}-cpu" == name
+
+
+def _tensorflow(lock: str) -> str | None:
+    for line in lock.splitlines():
+        package, equals, version = line.split(" ")[0].partition("==")
+        if equals and package in ("tensorflow", "tensorflow-cpu"):
+            return version
+    return None
+
+
+def _command(asked: Asked, project: projects.Project) -> tuple[tuple[str, ...], bool]:
+    if asked.command or project.command:
+        return (*project.command, *asked.command), False
+    if project.job.command:
+        return project.job.command, True
+    scripts = sorted(path.name for path in project.root.glob("*.py"))
+    example = f"python {scripts[0]}" if scripts else "python train.py"
+    raise UsageError(
+        f"{project.root} does not say what to run. Give the command after --, such as: runner run {shlex.quote(asked.job)} -- {example}"
+    )
+
+
+def _variables(given: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not specs.VARIABLE.fullmatch(key):
+            raise UsageError(f"-e {item}: a variable is given as KEY or KEY=VALUE.")
+        if not equals and key not in os.environ:
+            raise UsageError(
+                f"-e {key}: there is no variable {key} here whose value could be taken. Give -e {key}=VALUE."
+            )
+        found[key] = value if equals else os.environ[key]
+    return found
+
+
+def _secrets(given: tuple[str, ...], past: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the secrets' values, taken from the caller's environment; those that the run began with must be there again."""
+    wanted = [*given, *(key for key in (past or {}).get("secrets", []) if key not in given)]
+    for key in wanted:
+        if not specs.VARIABLE.fullmatch(key):
+            raise UsageError(
+                f"--secret {key.partition('=')[0]}: give the name of a variable only, so that its value stands in no command line."
+            )
+        if key not in os.environ:
+            raise UsageError(f"the secret {key} is not set here. Set it with: export {key}=...")
+    return {key: os.environ[key] for key in wanted}
+
+
+def _data(asked: Asked, project: projects.Project) -> dict[str, tuple[datasets.DataSet | None, Path | None]]:
+    """Return each data set's description (None: any directory) and the directory that was given for it; nothing is fetched yet."""
+    given = {}
+    for item in asked.data:
+        name, equals, path = item.partition("=")
+        if not equals or not path or not specs.NAME.fullmatch(name):
+            raise UsageError(
+                f"--data {item}: a data set is given as NAME=PATH, such as --data fashion-mnist=/data/fashion-mnist."
+            )
+        given[name] = Path(path).expanduser().absolute()
+    return {name: _data_set(name, project, given.get(name)) for name in {**project.job.data, **given}}
+
+
+def _data_set(name: str, project: projects.Project, given: Path | None) -> tuple[datasets.DataSet | None, Path | None]:
+    definition = project.job.data.get(name)
+    if given and not given.is_dir():
+        raise UsageError(f"--data {name}={given}: there is no such directory.")
+    if given and not definition and name not in yamlfile.load(resources.data("jobs", "datasets.yaml")):
+        return None, given
+    return datasets.find(name, definition or None, project.root), given
+
+
+def _hashes(dataset: datasets.DataSet | None, given: Path | None) -> dict[str, str]:
+    if dataset:
+        return dict(dataset.files)
+    assert given
+    return datasets.fingerprint(given)
+
+
+def _first_python(directory: Path) -> str | None:
+    record = launcher.module().read_json(str(directory / "run.json")) or {}
+    python: str | None = record.get("conditions", {}).get("python")
+    return python
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return f"{getpass.getuser()}@{platform.node()}"
+    except (KeyError, OSError):  # a user without a name
+        return f"{os.getuid()}@{platform.node()}"
+
+
+def again(asked: Asked, project: projects.Project, volume: Path) -> list[str]:
+    """Return the command that continues this run, complete: it works from any directory."""
+    path = Path(asked.job).expanduser()
+    words = ["runner", "run", str(path.resolve()) if path.exists() else asked.job]
+    for option, value in (
+        ("-E", asked.environment),
+        ("--on", None if asked.backend == "native" else asked.backend),
+        ("--name", asked.name),
+    ):
+        words += [option, value] if value else []
+    for option, values in (("-P", asked.parameters), ("-e", tuple(item.partition("=")[0] for item in asked.variables)),
+                           ("--secret", asked.secrets), ("--data", asked.data)):  # fmt: skip
+        for item in values:
+            words += [option, item]
+    words += ["--cpus", str(asked.cpus)] if asked.cpus else []
+    words += ["--gpus", str(asked.gpus)] if asked.gpus else []
+    words += ["--volume", str(volume)] if volume != Path(runs.DEFAULT_VOLUME).expanduser() else []
+    return words + (["--", *asked.command] if asked.command else [])

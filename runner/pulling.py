@@ -1,0 +1,98 @@
+"""Copies the results of a run to where somebody wants them; resumable, and also while the run is going."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner import launcher, runs, terminal
+from runner.errors import RunnerError, UsageError
+
+RESULTS = ("report.json", "metrics.jsonl", "model", "pictures", "tensorboard", "logs", "run.json", "request.json")
+PAUSE = 2.0  # seconds between two rounds of `-f`
+
+
+def pull(run: runs.Found, target: Path | None, *, follow: bool, everything: bool) -> None:
+    """Copy results into `target` (./<run> by default); with `follow` again and again until the run ends."""
+    folder = (target or Path(run.name)).absolute()
+    if folder == run.directory or run.directory in folder.parents:
+        raise UsageError(f"{folder} is in the run's own directory. Give another folder.")
+    wanted = _wanted(run, everything)
+    print(
+        f"{run.name}: {len(wanted)} files, {terminal.size(sum(size for _, size in wanted))}, to {folder}",
+        file=sys.stderr,
+    )
+    try:
+        _copy_all(run, folder, everything)
+        while follow and (now := runs.load(run.directory)) and now.going:
+            time.sleep(PAUSE)
+            _copy_all(run, folder, everything)
+        if follow:
+            _copy_all(run, folder, everything)
+    except OSError as error:
+        raise RunnerError(
+            f"{error.filename} could not be copied: {error.strerror}. The same command goes on where it stopped."
+        ) from error
+
+
+def _copy_all(run: runs.Found, folder: Path, everything: bool) -> None:
+    wanted = _wanted(run, everything)
+    total, done = sum(size for _, size in wanted), 0
+    with terminal.ProgressLine() as line:
+        for relative, size in wanted:
+            line.update(f"{terminal.bar(done, total)} {terminal.size(done)} of {terminal.size(total)}  {relative}")
+            _copy(run.directory / relative, folder / relative)
+            done += size
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file unless it is there already; never leave half of one."""
+    try:
+        state = source.stat()
+    except FileNotFoundError:
+        return  # the run replaced it in the meantime
+    if target.exists() and (target.stat().st_size, int(target.stat().st_mtime)) == (state.st_size, int(state.st_mtime)):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.copyfile(source, partial)
+    os.utime(partial, (state.st_atime, state.st_mtime))
+    partial.replace(target)
+
+
+def _wanted(run: runs.Found, everything: bool) -> list[tuple[Path, int]]:
+    return sorted(_all(run.directory) if everything else _results(run))
+
+
+def _results(run: runs.Found) -> Iterator[tuple[Path, int]]:
+    for name in RESULTS:
+        path = run.directory / name
+        if path.is_dir():
+            yield from ((Path(name) / relative, size) for relative, size in _all(path))
+        elif path.is_file():
+            yield Path(name), path.stat().st_size
+    yield from _written(run)
+
+
+def _written(run: runs.Found) -> Iterator[tuple[Path, int]]:
+    """Give what the job wrote in work/: what is not in the snapshot, or is no longer as it was there."""
+    folder = Path("work") / str(run.request.get("folder", ""))
+    code = run.request.get("code", {})
+    for relative, size in _all(run.directory / folder):
+        known = code.get(relative.as_posix())
+        if "__pycache__" not in relative.parts and (
+            known is None or launcher.module().code_hash(str(run.directory / folder / relative)) != known
+        ):
+            yield folder / relative, size
+
+
+def _all(folder: Path) -> Iterator[tuple[Path, int]]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent) / name
+            if path.is_file() and not name.startswith((".lock", ".clock", ".writable")):
+                yield path.relative_to(folder), path.stat().st_size

@@ -1,0 +1,176 @@
+"""The runs on a volume: finding them by name, reading what happened, and the status object that every listing shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner import launcher, resources
+from runner.errors import UsageError, unknown
+
+DEFAULT_VOLUME = "~/runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A run as its directory shows it."""
+
+    directory: Path
+    request: Mapping[str, Any]
+    record: Mapping[str, Any]
+    going: bool
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def state(self) -> str:
+        """Return pending, running, interrupted, succeeded or failed."""
+        if self.going:
+            return "running" if self.record.get("attempts") and self.record.get("exit_code") is None else "pending"
+        code = self.record.get("exit_code")
+        if code == 0:
+            return "succeeded"
+        return "interrupted" if code in (None, launcher.module().INTERRUPTED) else "failed"
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """Return {path, step} of what the next attempt would continue from."""
+        found: dict[str, Any] | None = launcher.module().newest_checkpoint(
+            str(self.directory), self.request.get("code", {})
+        )
+        return found
+
+
+def load(directory: Path) -> Found | None:
+    """Return the run in a directory, or None where there is none."""
+    read = launcher.module().read_json
+    request = read(str(directory / "request.json"))
+    record = read(str(directory / "run.json"))
+    if request is None and record is None:
+        return None
+    return Found(
+        directory=directory, request=request or {}, record=record or {}, going=launcher.module().going(str(directory))
+    )
+
+
+def on_volume(volume: Path) -> list[Found]:
+    """Return the runs on a volume, the newest first. Only folders with a request.json are runs."""
+    if not volume.is_dir():
+        return []
+    folders = [path.parent for path in volume.glob("*/request.json")]
+    found = [run for run in map(load, folders) if run]
+    return sorted(found, key=lambda run: -_began(run))
+
+
+def _began(run: Found) -> float:
+    attempts = run.record.get("attempts") or []
+    return float(attempts[-1]["started"]) if attempts else 0.0
+
+
+def find(name: str | None, volume: Path | None) -> Found:
+    """Return the run of this name or unique prefix, on this volume or on those that were used before; None is the newest."""
+    volumes = [volume] if volume else places()
+    if name is None:
+        newest = sorted((run for place in volumes for run in on_volume(place)), key=lambda run: -_began(run))
+        if not newest:
+            raise UsageError(f"there is no run on {_listed(volumes)}. Start one with: runner run fashion_mnist")
+        return newest[0]
+    exact = [run for place in volumes for run in [load(_inside(place, name))] if run]
+    if exact:
+        return exact[0]
+    known = {run.name: run for place in volumes for run in on_volume(place)}
+    matches = sorted(other for other in known if other.startswith(name))
+    if len(matches) > 1:
+        raise UsageError(
+            f"{name!r} is the beginning of several runs: {', '.join(matches[:10])}. Give more of the name."
+        )
+    if not matches:
+        raise unknown(f"run on {_listed(volumes)}:", name, list(known)[:20])
+    return known[matches[0]]
+
+
+def _inside(volume: Path, name: str) -> Path:
+    if "/" in name or name in ("", ".", "..") or "\n" in name or len(name) > 255:
+        raise UsageError(f"{name[:60]!r} is no run's name. List them with: runner ps")
+    return volume / name
+
+
+def _listed(volumes: list[Path]) -> str:
+    return ", ".join(str(volume) for volume in volumes)
+
+
+def status(run: Found) -> dict[str, Any]:
+    """Return the status object, the same in all backends and for `--json`."""
+    record, request = run.record, run.request
+    attempts = record.get("attempts") or []
+    return {
+        "name": run.name,
+        "job": request.get("job"),
+        "environment": request.get("environment"),
+        "backend": record.get("backend") or request.get("backend"),
+        "state": run.state,
+        "sentence": sentence(run),
+        "attempt": len(attempts),
+        "exit_code": None if run.going else record.get("exit_code"),
+        "checkpoint": run.checkpoint(),
+        "exact": record.get("exact"),
+        "reasons": record.get("reasons", []),
+        "progress": record.get("progress"),
+        "again": record.get("again") or request.get("again"),
+        "directory": str(run.directory),
+        "started": _iso(attempts[0]["started"]) if attempts else None,
+        "ended": None if run.going else _iso(record.get("ended")),
+    }
+
+
+def sentence(run: Found) -> str:
+    """Return the one sentence: what the run does, or why it ended, and what it would continue from."""
+    if not run.request:
+        return "Its request.json is missing or damaged, so it cannot be continued; its files are untouched."
+    if run.state == "pending":
+        return "It is starting."
+    words: str = launcher.module().describe(run.record, str(run.directory), run.going, run.request.get("code", {}))
+    checkpoint = run.record.get("checkpoint") if run.going else None
+    return words + (f" Its last checkpoint: {launcher.module().checkpoint_words(checkpoint)}." if checkpoint else "")
+
+
+def _iso(moment: float | None) -> str | None:
+    return None if moment is None else time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(moment))
+
+
+def places() -> list[Path]:
+    """Return the volumes that were used before, the default first. Losing the list loses nothing."""
+    default = Path(os.environ.get("RUNNER_VOLUME") or DEFAULT_VOLUME).expanduser().absolute()
+    remembered = launcher.module().read_json(str(resources.state("places.json"))) or []
+    return list(dict.fromkeys([default, *(Path(place) for place in remembered if isinstance(place, str))]))
+
+
+def remember(volume: Path) -> None:
+    """Add a volume to the list of places."""
+    known = [str(place) for place in places()]
+    if str(volume) in known:
+        return
+    path = resources.state("places.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        launcher.module().write_json(str(path), [*known, str(volume)][-50:])
+    except OSError:
+        pass  # only convenience is lost
+
+
+def next_commands(run_name: str, volume: Path) -> Iterator[str]:
+    """Give the commands that are useful next; they work from any directory."""
+    where = f" --volume {shlex.quote(str(volume))}"
+    for verb in ("status", "logs -f", "stop"):
+        yield f"runner {verb} {run_name}{where}"
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
