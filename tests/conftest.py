@@ -1,0 +1,155 @@
+"""What tests share: the command line as a user calls it, volumes, environments, and skips that say what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner import environments, launcher, resources, runs, virtualenvs
+
+ROOT = Path(__file__).resolve().parent.parent
+JOBS = ROOT / "tests" / "jobs"
+
+
+def need(what: str, there: bool, how: str) -> None:
+    """Skip a test for want of something, saying how to get it; where RUNNER_REQUIRE names it, fail instead."""
+    if there:
+        return
+    if what in os.environ.get("RUNNER_REQUIRE", "").split(","):
+        pytest.fail(f"RUNNER_REQUIRE asks for {what}, and it is missing. {how}")
+    pytest.skip(f"needs {what}: {how}")
+
+
+@dataclass
+class Result:
+    """What a command printed, and its exit code."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+    def json(self) -> Any:
+        return json.loads(self.stdout.strip().splitlines()[-1])
+
+
+@dataclass
+class Cli:
+    """The command `runner` as a user calls it, in a directory, with a volume and a cache of its own."""
+
+    volume: Path
+    cwd: Path = JOBS
+    env: dict[str, str] = field(default_factory=dict)
+
+    def start(self, *words: str | Path, **options: Any) -> subprocess.Popen[str]:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
+        command = [sys.executable, "-m", "runner", *map(str, words)]
+        return subprocess.Popen(command, cwd=self.cwd, env=self.env, text=True, errors="replace", **options)
+
+    def __call__(self, *words: str | Path, code: int | None = 0, timeout: float = 300) -> Result:
+        """Run a command to its end and check its exit code (None: any); no failure may show a traceback."""
+        process = self.start(*words)
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            stdout, stderr = process.communicate()
+            pytest.fail(f"runner {' '.join(map(str, words))} did not end in {timeout} s:\n{stdout}\n{stderr}")
+        result = Result(process.returncode, stdout, stderr)
+        assert "Traceback (most recent call last)" not in result.stderr, result.stderr
+        assert code is None or result.code == code, f"ended with {result.code}, not {code}:\n{result.output}"
+        return result
+
+    def run(self, job: str | Path, *words: str | Path, code: int | None = 0, **parameters: Any) -> Result:
+        """`runner run JOB -P ... WORDS`."""
+        given = [word for key, value in parameters.items() for word in ("-P", f"{key}={value}")]
+        return self("run", job, *given, *words, code=code)
+
+    def only(self) -> runs.Found:
+        """Return the one run on the volume."""
+        found = [run for run in runs.on_volume(self.volume) if "." not in run.name]
+        assert len(found) == 1, found
+        return found[0]
+
+    def report(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads((self.only().directory / "report.json").read_text())
+        return value
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    path = tmp_path / "volume"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def cli(volume: Path, tmp_path: Path) -> Iterator[Cli]:
+    """The command line; whatever still goes on the volume at the end of a test is killed."""
+    yield Cli(volume=volume, env=_variables(volume, tmp_path))
+    for run in runs.on_volume(volume):
+        kill_launcher(run.directory)
+
+
+def _variables(volume: Path, tmp_path: Path) -> dict[str, str]:
+    """Return the caller's variables with a state and a cache of the test's own; environments and data are shared."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name in ("environments", "bytecode", "data"):
+        resources.cache(name).mkdir(parents=True, exist_ok=True)
+        (cache / name).symlink_to(resources.cache(name))
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RUNNER_")}
+    kept.update(RUNNER_CACHE=str(cache), RUNNER_STATE=str(tmp_path / "state"), RUNNER_VOLUME=str(volume))
+    kept.update(PYTHONPATH=str(ROOT), COLUMNS="200")
+    return kept
+
+
+def until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "the condition") -> Any:
+    """Wait until something is so, and return it; fail after a while."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come about in {seconds} s"
+        time.sleep(0.01)
+    return value
+
+
+def step_of(directory: Path) -> int:
+    """Return the step of the newest checkpoint, 0 where there is none."""
+    newest = launcher.module().newest_checkpoint(str(directory))
+    return int(newest["step"]) if newest else 0
+
+
+def kill_launcher(directory: Path, number: int = signal.SIGKILL) -> None:
+    """Send a signal to the launcher of a run that is going, and wait until it is gone."""
+    module = launcher.module()
+    holder = module.holder(str(directory / ".lock"))
+    if holder and module.going(str(directory)):
+        try:
+            os.kill(holder["pid"], number)
+        except ProcessLookupError:
+            return
+        until(lambda: not module.going(str(directory)), what="the launcher's end")
+
+
+@pytest.fixture(scope="session")
+def environment_python() -> Callable[[str], Path]:
+    """Return the Python of a row's virtualenv, which is made on demand and kept in the cache."""
+
+    def python(name: str) -> Path:
+        row = environments.find(name)
+        return virtualenvs.ensure(row.lock.read_text(), row.pythons, row.name).python
+
+    return python
