@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,21 +17,20 @@ PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "AL
 
 # What uv may hear of its own variables. Others (constraints, dates, a Python) would make the lock a half-truth.
 _KEPT = re.compile(
-    r"UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|INDEX_\w+_(USERNAME|PASSWORD)|FIND_LINKS|NO_INDEX|OFFLINE"
-    r"|KEYRING_PROVIDER|INSECURE_HOST|NATIVE_TLS|SYSTEM_CERTS|HTTP_\w+|REQUEST_TIMEOUT|CACHE_DIR|LINK_MODE"
-    r"|CONCURRENT_\w+|PYTHON_DOWNLOADS|PYTHON_INSTALL_DIR|PYTHON_INSTALL_MIRROR|PYTHON_CACHE_DIR)"
+    r"UV_(DEFAULT_INDEX|INDEX|EXTRA_INDEX_URL|INDEX_\w+_(USERNAME|PASSWORD)|FIND_LINKS|NO_INDEX|OFFLINE"
+    r"|KEYRING_PROVIDER|INSECURE_HOST|NATIVE_TLS|SYSTEM_CERTS|HTTP_\w+|REQUEST_TIMEOUT|LINK_MODE|CONCURRENT_\w+"
+    r"|PYTHON_DOWNLOADS|PYTHON_INSTALL_DIR|PYTHON_INSTALL_MIRROR|PYTHON_CACHE_DIR)"
 )
-_DROPPED = re.compile(r"UV_|PYTHON|VIRTUAL_ENV$|CONDA_|PIP_REQUIRE")
+_DROPPED = re.compile(r"UV_|PIP_|PYTHON|VIRTUAL_ENV$|CONDA_")
 
-# uv's variable, and those that give its value: the first that is set. (pip separates by spaces, uv by commas.)
+# Each variable for uv, and those that give its value: the first that is set.
 _TRANSLATED = {
     "UV_DEFAULT_INDEX": ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"),
-    "UV_EXTRA_INDEX_URL": ("UV_EXTRA_INDEX_URL", "UV_INDEX", "PIP_EXTRA_INDEX_URL"),
+    "UV_EXTRA_INDEX_URL": ("UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL"),
     "UV_FIND_LINKS": ("UV_FIND_LINKS", "PIP_FIND_LINKS"),
     "UV_NO_INDEX": ("UV_NO_INDEX", "PIP_NO_INDEX"),
     "UV_INSECURE_HOST": ("UV_INSECURE_HOST", "PIP_TRUSTED_HOST"),
     "HTTPS_PROXY": ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "PIP_PROXY"),
-    "SSL_CERT_FILE": CA_VARIABLES,
 }
 
 _CHATTER = ("Using Python", "Resolved ", "warning: ", " Downloaded", "Downloading")
@@ -93,19 +94,36 @@ def command(*arguments: str | Path) -> list[str | Path]:
 
 def environment() -> dict[str, str]:
     """Return the variables for uv: the caller's, less what would change what a lock means, with pip's translated."""
-    caller = {name: value for name, value in os.environ.items() if value}
-    kept = {name: value for name, value in caller.items() if _KEPT.fullmatch(name) or not _DROPPED.match(name)}
+    given = settings()
+    kept = {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name) or not _DROPPED.match(name)}
     for name, sources in _TRANSLATED.items():
-        value = next((caller[source] for source in sources if source in caller), None)
-        if value is not None:
-            kept[name] = value
-    kept.pop("UV_INDEX_URL", None)
-    if ca_bundle():
-        kept["SSL_CERT_FILE"] = str(ca_bundle())
-    if "UV_FIND_LINKS" not in caller and "PIP_FIND_LINKS" in caller:
-        kept["UV_FIND_LINKS"] = ",".join(caller["PIP_FIND_LINKS"].split())
+        source = _first(sources, given)
+        if source:
+            kept[name] = given[source]
+    if _first(_TRANSLATED["UV_FIND_LINKS"], given) == "PIP_FIND_LINKS":
+        kept["UV_FIND_LINKS"] = ",".join(given["PIP_FIND_LINKS"].split())  # pip separates by spaces
+    bundle = ca_bundle()
+    if bundle:
+        kept["SSL_CERT_FILE"] = str(bundle)
     # Hashes decide what is installed, so it does not matter which of the user's indexes has it.
     return {**kept, "UV_INDEX_STRATEGY": "unsafe-best-match", "UV_CACHE_DIR": str(download_cache())}
+
+
+def settings() -> dict[str, str]:
+    """Return the caller's variables, and below them what pip's configuration files say, named like pip's variables."""
+    home, chosen = Path.home(), os.environ.get("PIP_CONFIG_FILE", "")
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+    files = [Path("/etc/pip.conf"), home / ".pip" / "pip.conf", own / "pip" / "pip.conf"]
+    parser = configparser.RawConfigParser(strict=False)
+    with contextlib.suppress(configparser.Error, UnicodeDecodeError):  # pip itself will complain of it
+        parser.read([] if chosen == os.devnull else [*files, chosen])
+    told = {
+        f"PIP_{key.upper().replace('-', '_')}": value
+        for section in ("global", "install")
+        if parser.has_section(section)
+        for key, value in parser.items(section)
+    }
+    return {name: value for name, value in {**told, **os.environ}.items() if value}
 
 
 def download_cache() -> Path:
@@ -115,18 +133,19 @@ def download_cache() -> Path:
 
 def index_url() -> str | None:
     """Return the package index that the user set, if any."""
-    return next((os.environ[name] for name in _TRANSLATED["UV_DEFAULT_INDEX"] if os.environ.get(name)), None)
+    given = settings()
+    source = _first(_TRANSLATED["UV_DEFAULT_INDEX"], given)
+    return given[source] if source else None
 
 
 def ca_bundle() -> Path | None:
     """Return the file of certificates that the user set for us, uv, pip or requests, if any."""
-    name = next((name for name in CA_VARIABLES if os.environ.get(name)), None)
-    if name is None:
-        return None
-    path = Path(os.environ[name]).expanduser()
-    if not path.exists():
+    given = settings()
+    source = _first(CA_VARIABLES, given)
+    path = Path(given[source]).expanduser() if source else None
+    if path and not path.exists():
         raise EnvironmentFailed(
-            f"{name} names {path}, which does not exist. Set it to a file of CA certificates, or unset it."
+            f"{source} names {path}, which does not exist. Name a file of CA certificates, or unset it."
         )
     return path
 
@@ -147,14 +166,18 @@ def _values(found: Mapping[str, str | None]) -> dict[str, str]:
     return {
         "what": next((value for value in found.values() if value), "one of the packages"),
         "cache": str(resources.cache()),
-        "ca": _set(CA_VARIABLES) or "no CA bundle is set",
-        "proxy": _set(PROXY_VARIABLES) or "no proxy is set here",
-        "index": _set(_TRANSLATED["UV_DEFAULT_INDEX"]) or "the public one",
+        "ca": _told(CA_VARIABLES, "no CA bundle is set"),
+        "proxy": _told(PROXY_VARIABLES, "no proxy is set"),
+        "index": _told(_TRANSLATED["UV_DEFAULT_INDEX"], "the public one"),
         "platform": f"{uname.sysname} {uname.machine}",
     }
 
 
-def _set(names: Sequence[str]) -> str:
+def _told(names: Sequence[str], otherwise: str) -> str:
     """Name the variable that decides. Its value stays untold, since it may hold a password."""
-    name = next((name for name in names if os.environ.get(name)), None)
-    return f"{name} is set" if name else ""
+    source = _first(names, settings())
+    return f"{source} is set" if source else otherwise
+
+
+def _first(names: Sequence[str], given: Mapping[str, str]) -> str | None:
+    return next((name for name in names if name in given), None)

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -82,6 +83,24 @@ def remove(path: Path) -> None:
         _discard(path)
 
 
+def unlinked_cache() -> int:
+    """Return how many bytes `clear_cache` would free: what no virtualenv is linked to."""
+    return sum(status.st_size for folder in _caches() for status in _files(folder) if status.st_nlink == 1)
+
+
+def clear_cache() -> None:
+    """Delete downloads and bytecode; virtualenvs keep their files. A cache that the user gave uv is not ours."""
+    if not os.environ.get("UV_CACHE_DIR"):
+        packages.uv("cache", "clean", doing="clearing the downloads")
+    for folder in _caches():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _caches() -> list[Path]:
+    own = [] if os.environ.get("UV_CACHE_DIR") else [packages.download_cache()]
+    return [*own, resources.cache("bytecode")]
+
+
 def _root() -> Path:
     return resources.cache("environments")
 
@@ -131,13 +150,10 @@ def _made(lock_text: str, label: str, interpreter: Interpreter) -> Virtualenv:
             _install(partial, lock_text, label, interpreter)
             return _finish(partial, _root() / f"{label}-{key}", label, digest, interpreter)
         except OSError as failure:
-            raise EnvironmentFailed(f"environment {label} could not be made. {_disk(failure)}") from failure
+            reason = packages.explain(str(failure), str(failure))
+            raise EnvironmentFailed(f"environment {label} could not be made. {reason}") from failure
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _disk(failure: OSError) -> str:
-    return packages.explain(str(failure), str(failure))
 
 
 def _finish(partial: Path, path: Path, label: str, digest: str, interpreter: Interpreter) -> Virtualenv:
@@ -146,7 +162,7 @@ def _finish(partial: Path, path: Path, label: str, digest: str, interpreter: Int
         "label": label,
         "lock_hash": digest,
         "python_version": interpreter.version,
-        "bytes": _bytes(partial),
+        "bytes": sum(status.st_size for status in _files(partial)),
     }
     (partial / _MARKER).write_text(json.dumps(told, indent=1) + "\n")
     if path.exists():
@@ -157,40 +173,29 @@ def _finish(partial: Path, path: Path, label: str, digest: str, interpreter: Int
 
 def _install(partial: Path, lock_text: str, label: str, interpreter: Interpreter) -> None:
     doing = f"making the environment {label}"
-    packages.uv(
-        "venv", "--no-project", "--relocatable", "--quiet", "--python", interpreter.path, partial,
-        doing=doing,
-    )  # fmt: skip
-    count = sum(1 for line in lock_text.splitlines() if "==" in line and not line.lstrip().startswith(("#", "-")))
-    if not count:
+    packages.uv("venv", "--no-project", "--relocatable", "--python", interpreter.path, partial, doing=doing)
+    names = re.findall(r"^([\w.-]+)\s*==", lock_text, re.MULTILINE)
+    if not names:
         return
     with ProgressLine() as line:
         if not line.active:
             print(f"{doing} (once)", file=sys.stderr, flush=True)
-        title = f"environment {label}: installing {count} packages"
-        _watched(lambda: _sync(partial, lock_text, doing), line, title)
-        _watched(lambda: bytecode.compile_all(partial), line, f"environment {label}: compiling")
+        title, count = f"environment {label}", len(set(names))
+        try:  # without asking the index, for all may be in uv's cache
+            _watched(
+                lambda: _sync(partial, lock_text, doing, "--offline"), line, f"{title}: installing {count} packages"
+            )
+        except EnvironmentFailed:
+            _watched(lambda: _sync(partial, lock_text, doing), line, f"{title}: downloading {count} packages")
+        _watched(lambda: bytecode.compile_all(partial), line, f"{title}: compiling")
 
 
-def _sync(partial: Path, lock_text: str, doing: str) -> None:
-    """Install a lock: from uv's cache without asking the index where all is there, else from the index."""
+def _sync(partial: Path, lock_text: str, doing: str, *options: str) -> None:
     lock = partial / "runner.lock"
     lock.write_text(lock_text)
     # The lock is also the constraint of what builds an sdist, since that must not change either.
-    words = (
-        "pip",
-        "sync",
-        "--python",
-        partial / "bin" / "python",
-        "--require-hashes",
-        "--build-constraints",
-        lock,
-        lock,
-    )
-    try:
-        packages.uv(*words, "--offline", doing=doing)
-    except EnvironmentFailed:
-        packages.uv(*words, doing=doing)
+    into = ("--python", partial / "bin" / "python")
+    packages.uv("pip", "sync", *into, "--require-hashes", "--build-constraints", lock, lock, *options, doing=doing)
 
 
 def _watched(work: Callable[[], T], line: ProgressLine, title: str) -> T:
@@ -237,5 +242,5 @@ def _discard(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _bytes(folder: Path) -> int:
-    return sum((Path(where) / name).lstat().st_size for where, _, names in os.walk(folder) for name in names)
+def _files(folder: Path) -> Iterator[os.stat_result]:
+    return ((Path(where) / name).lstat() for where, _, names in os.walk(folder) for name in names)

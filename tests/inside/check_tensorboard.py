@@ -51,7 +51,7 @@ def main():
         server = subprocess.Popen([PROGRAM, "--logdir", folder, "--host", "127.0.0.1", "--port", str(port)])
         try:
             address = "http://127.0.0.1:%d" % port
-            assert b"<html" in get(address + "/", server).lower()
+            assert b"<!doctype html>" in get(address + "/", server).lower()
             end = time.time() + 60
             while "run" not in json.loads(get(address + "/data/runs", server).decode()):
                 assert time.time() < end, "tensorboard does not show the events"

@@ -39,8 +39,7 @@ def main():
         loaded = tf.keras.models.load_model(saved)
         difference = abs(loaded.predict(images) - trained.predict(images)).max()
         assert difference == 0, "the loaded model differs by %g" % difference
-        for one, other in zip(trained.get_weights(), loaded.get_weights()):
-            assert numpy.array_equal(one, other)
+        assert all(map(numpy.array_equal, trained.get_weights(), loaded.get_weights()))
     print("training: loss %.4f, saved and loaded without a difference" % losses[-1])
 
 

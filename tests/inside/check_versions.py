@@ -6,10 +6,7 @@ python check_versions.py TENSORFLOW [LOCK]
 import re
 import sys
 
-try:
-    from importlib.metadata import PackageNotFoundError, version
-except ImportError:  # Python 3.7
-    from importlib_metadata import PackageNotFoundError, version
+import pkg_resources
 
 
 def locked(path):
@@ -22,14 +19,13 @@ def locked(path):
 
 
 def check_lock(path):
+    # Python 3.7 has no importlib.metadata, and every row has a setuptools with pkg_resources.
+    installed = {found.project_name.lower().replace("_", "-"): found.version for found in pkg_resources.working_set}
     wanted = {}
     for name, number, conditional in locked(path):
         wanted.setdefault(name, []).append((number, conditional))
     for name, numbers in sorted(wanted.items()):
-        try:
-            here = version(name)
-        except PackageNotFoundError:
-            here = None
+        here = installed.get(name)
         allowed = [number for number, _ in numbers]
         if here is None:
             assert all(conditional for _, conditional in numbers), "%s is not installed" % name
@@ -48,7 +44,7 @@ def main(tensorflow, lock=None):
     import matplotlib
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot  # noqa: F401
+    import matplotlib.pyplot
 
     count = check_lock(lock) if lock else 0
     print("versions: tensorflow %s, numpy %s, %d packages as locked" % (tf.__version__, numpy.__version__, count))
