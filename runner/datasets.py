@@ -41,7 +41,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]+")
 
 PATIENCE = 5.0  # seconds for the first mirror to accept a connection
-LESS_PATIENCE = 2.0  # for the others, once one was out of reach: probably there is no network
+LESS_PATIENCE = 2.0  # for the others, once one was silent: probably there is no network
 STALL = 10.0  # seconds without a byte; then the download is resumed on a new connection
 TRIES = 3  # connections in a row that bring less than CHUNK
 CHUNK = 1 << 20
@@ -120,8 +120,8 @@ class _Refused(Exception):
     """Why a source did not bring the files."""
 
 
-class _OutOfReach(_Refused):
-    """No connection: there may be no network at all."""
+class _Silence(_Refused):
+    """Nobody answered at all: perhaps there is no network."""
 
 
 # What a data set is
@@ -209,7 +209,7 @@ def _read_url(url: str) -> Source:
 def ensure(dataset: DataSet, given: Path | None = None) -> Path:
     """Return a directory with the verified files: the given one as it is, else the cache's, filled if need be."""
     if given is not None:
-        return _in_place(dataset, given)
+        return _in_place(dataset, given.expanduser())
     folder = resources.cache("data", f"{dataset.name}-{dataset.digest[:8]}")
     if _as_it_should_be(dataset, folder):
         return folder
@@ -225,6 +225,7 @@ def ensure(dataset: DataSet, given: Path | None = None) -> Path:
 
 def fingerprint(path: Path) -> dict[str, str]:
     """Return the SHA-256 of every file below a directory, by its path in there; unchanged files are not read again."""
+    path = path.expanduser()
     if not path.is_dir():
         raise UsageError(f"{path} is no directory; data is given as --data NAME=DIR.")
     return _checksums(path, sorted(_walk(path)))
@@ -260,16 +261,24 @@ def _strays(dataset: DataSet, folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Hold the data set's lock, which the system lets go when its holder dies: of ten runs one fetches."""
-    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
+    """Hold the data set's lock, which the system lets go when its holder dies: of ten runs one fetches for all."""
+    with folder.with_name(f"{folder.name}.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             _say(f"waiting for another run that is fetching data set {name}")
             fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.seek(0)
+            if failure := lock.read():
+                raise DataError(failure) from None
         except OSError:
             pass  # a file system without locks: two may fetch at once, and nothing unverified gets in all the same
-        yield
+        lock.truncate(0)
+        try:
+            yield
+        except DataError as error:
+            lock.write(str(error))
+            raise
 
 
 def _fill(dataset: DataSet, folder: Path) -> None:
@@ -317,6 +326,9 @@ class _Errand:
     def run(self) -> None:
         """Try each source until nothing is missing."""
         self.partial.mkdir(exist_ok=True)
+        if self.dataset.sources and not self.line.active:
+            size = f" ({terminal.size(self.dataset.size)})" if self.dataset.size else ""
+            _say(f"fetching data set {self.dataset.name}{size}")
         for source in self.dataset.sources:
             if self.missing:
                 self._try(source)
@@ -358,7 +370,7 @@ class _Errand:
             self.tried.append(f"  {source}: {_complaint(error)}")
         except _Refused as reason:
             self.tried.append(f"  {source}: {reason}")
-            self.patience = LESS_PATIENCE if isinstance(reason, _OutOfReach) else self.patience
+            self.patience = LESS_PATIENCE if isinstance(reason, _Silence) else self.patience
         self.line.clear()
         if brought := before - len(self.missing):
             _say(f"data set {self.dataset.name}: {_files(brought)} from {source}, verified")
@@ -378,10 +390,10 @@ class _Errand:
             return
         shutil.rmtree(self.partial, ignore_errors=True)
         needed = sum(self.dataset.sizes.get(name, 0) for name in self.missing)
-        need = f"needs {terminal.size(needed)}, " if needed else ""
+        need = f"{terminal.size(needed)} are needed and " if needed else ""
         free = terminal.size(shutil.disk_usage(self.folder).free)
         raise DataError(
-            f"no space for data set {self.dataset.name}: it {need}{free} are free in {self.folder.parent}. "
+            f"no space for data set {self.dataset.name}: {need}{free} are free in {self.folder.parent}. "
             "Free some, or let RUNNER_CACHE name a folder elsewhere."
         ) from error
 
@@ -398,6 +410,7 @@ def _copy(errand: _Errand, directory: Path) -> None:
         if not (directory / name).is_file():
             raise _Refused(f"{name} is missing there")
         errand.show(name, 0)
+        (errand.partial / name).unlink(missing_ok=True)  # it may be read-only already
         shutil.copyfile(directory / name, errand.partial / name)
         errand.accept(name)
 
@@ -408,33 +421,34 @@ def _unpack(errand: _Errand, source: DebianPackage) -> None:
             raise _Refused(f"{program} is missing, this is no Debian-like system")
     with tempfile.TemporaryDirectory(prefix="debian-", dir=errand.partial) as folder:
         errand.line.update(f"data set {errand.dataset.name}: {source}", force=True)
-        package = _apt_download(source.package, Path(folder))
+        package = _apt_download(source.package, Path(folder), errand.patience)
         tree = Path(folder, "tree")
         process.call(["dpkg-deb", "--extract", package, tree])
         _copy(errand, tree / source.path)
 
 
-def _apt_download(package: str, folder: Path) -> Path:
+def _apt_download(package: str, folder: Path, patience: float) -> Path:
     """Fetch a package, with package lists of our own where the system's are missing or out of date (as in an image)."""
     try:
-        _apt(folder, "download", package)
+        _apt(folder, patience, "download", package)
     except CommandFailed as error:
-        if "connect" in error.output or "resolv" in error.output:
+        if re.search(r"connect|resolv", error.output, re.IGNORECASE):
             raise
         own = [f"Dir::State::Lists={folder}/lists", f"Dir::Cache={folder}/cache", "Acquire::Languages=none"]
         Path(folder, "lists", "partial").mkdir(parents=True)
         Path(folder, "cache", "archives", "partial").mkdir(parents=True)
         with contextlib.suppress(CommandFailed):  # one source list of several may be broken: the download tells
-            _apt(folder, "update", options=own)
-        _apt(folder, "download", package, options=own)
+            _apt(folder, patience, "update", options=own)
+        _apt(folder, patience, "download", package, options=own)
     return next(folder.glob("*.deb"))
 
 
-def _apt(folder: Path, *words: str, options: Iterable[str] = ()) -> None:
-    # Sandbox: where root calls, apt's own user could not write here.
-    patient = [f"Acquire::http::Timeout={STALL:.0f}", f"Acquire::https::Timeout={STALL:.0f}", "Acquire::Retries=1"]
-    flags = [word for option in (*patient, "APT::Sandbox::User=root", *options) for word in ("-o", option)]
-    process.call(["apt-get", "-q", *flags, *words], env={**os.environ, "LC_ALL": "C"}, cwd=folder)
+def _apt(folder: Path, patience: float, *words: str, options: Iterable[str] = ()) -> None:
+    # Sandbox: where root calls, apt's own user could not write here. RES_OPTIONS: a silent name server, see resolv.conf(5).
+    limits = [f"Acquire::{scheme}::Timeout={2 * patience:.0f}" for scheme in ("http", "https")]
+    settings = [*limits, "Acquire::Retries=0", "APT::Sandbox::User=root", *options]
+    env = {**os.environ, "LC_ALL": "C", "RES_OPTIONS": f"timeout:{patience:.0f} attempts:1"}
+    process.call(["apt-get", "-q", *(f"-o{setting}" for setting in settings), *words], env=env, cwd=folder)
 
 
 def _complaint(error: CommandFailed) -> str:
@@ -527,10 +541,10 @@ def _reach(url: str, seconds: float) -> None:
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(seconds)
-    if not outcome:
-        raise _OutOfReach(f"no connection within {seconds:g} s")
+    if not outcome or isinstance(outcome[0], TimeoutError):
+        raise _Silence(f"no connection within {seconds:g} s")
     if outcome[0] is not None:
-        raise _OutOfReach(_why(outcome[0])) from outcome[0]
+        raise outcome[0]
 
 
 def _peer(url: str) -> tuple[str, int]:
