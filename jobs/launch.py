@@ -150,7 +150,23 @@ def checkpoints(directory, code=None, tops=("checkpoints", "work")):
                 entry = _checkpoint(directory, os.path.join(folder, name), code or {})
                 if entry:
                     found.append(entry)
-    return sorted(found, key=lambda entry: (entry["modified"], entry["step"] or 0, entry["path"]))
+    return sorted(found, key=_age)
+
+
+def _age(entry):
+    """Order checkpoints as those who restore them do: runner_checkpoint's own by their step (copies of a volume do not keep
+    times), all others by time; its own come last, for who writes them goes on from them."""
+    own = bool(KINDS[0][0].match(os.path.basename(entry["path"]))) and entry["path"].startswith("checkpoints")
+    return (own, entry["step"] if own else 0, entry["modified"], entry["step"] or 0, entry["path"])
+
+
+def is_newer(checkpoint, before):
+    """Return whether a checkpoint is progress over another (None: there is none)."""
+    if checkpoint is None or before is None:
+        return checkpoint is not None
+    if checkpoint["step"] is not None and before["step"] is not None:
+        return checkpoint["step"] > before["step"]
+    return checkpoint["modified"] > before["modified"]
 
 
 def _checkpoint(directory, path, code):
@@ -182,10 +198,19 @@ def _cached_hash(path, cache={}):  # noqa: B006 (it is meant to be kept: a large
     return cache[key]
 
 
+def newest(directory, code=None):
+    """Return {path, step, modified} of the checkpoint that the next attempt goes on from, or None."""
+    found = checkpoints(directory, code)
+    return found[-1] if found else None
+
+
 def newest_checkpoint(directory, code=None):
     """Return {path, step} of the checkpoint that the next attempt goes on from, or None."""
-    found = checkpoints(directory, code)
-    return {"path": found[-1]["path"], "step": found[-1]["step"]} if found else None
+    return _public(newest(directory, code))
+
+
+def _public(checkpoint):
+    return checkpoint and {"path": checkpoint["path"], "step": checkpoint["step"]}
 
 
 # ---------------------------------------------------------------- the machine
@@ -311,21 +336,28 @@ class Lock:
         self.beaten = 0.0
         self.started = time.time()
 
-    def acquire(self, patience=1.0):
+    def acquire(self, patience=1.0, give_up=lambda: False):
         """Take the lock, or raise Refusal naming the holder. Others look at it for a moment: so it is tried for a second."""
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         deadline = time.monotonic() + patience
-        answer = _flock(self.descriptor)
-        while answer == "taken":
-            if time.monotonic() > deadline:
-                self._close()
-                raise Refusal(TAKEN, "this run is going already: %s" % holder_words(self.path))
+        answer = self._try()
+        while answer == "taken" and time.monotonic() < deadline and not give_up():
             time.sleep(0.02)
-            answer = _flock(self.descriptor)
-        if holder_alive(self.path, answer == "locked", wait=True):
+            self._close()
+            answer = self._try()
+        if answer == "taken" or holder_alive(self.path, answer == "locked", wait=True, give_up=give_up):
             self._close()
             raise Refusal(TAKEN, "this run is going already: %s" % holder_words(self.path))
         self.beat(force=True)
+
+    def _try(self):
+        """Open the file and lock it; "taken", too, where it was renamed or removed before we had the lock (`--fresh`, `rm`)."""
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        answer = _flock(self.descriptor)
+        with contextlib.suppress(OSError):
+            if answer == "locked" and os.path.samestat(os.fstat(self.descriptor), os.stat(self.path)):
+                return answer
+        return answer if answer != "locked" else "taken"
 
     def beat(self, force=False):
         """Renew the sign of life when it is due."""
@@ -378,7 +410,7 @@ def holder_words(path):
     )  # fmt: skip
 
 
-def holder_alive(path, locked, wait=False):
+def holder_alive(path, locked, wait=False, give_up=lambda: False):
     """Return whether the writer of a lock file that nobody's flock keeps from us lives all the same.
 
     flock does not reach over machines on many drives: there the heartbeat decides, by the volume's own clock. With `wait`
@@ -394,7 +426,7 @@ def holder_alive(path, locked, wait=False):
         return started is not None and started == who.get("process_started")
     first = os.stat(path).st_mtime
     while volume_clock(os.path.dirname(path)) - first <= STALE:
-        if not wait or os.stat(path).st_mtime != first:
+        if not wait or os.stat(path).st_mtime != first or give_up():
             return True
         time.sleep(0.2)
     return False
@@ -426,6 +458,11 @@ def going(directory):
         return answer == "taken" or holder_alive(path, answer == "locked")
     finally:
         os.close(descriptor)
+
+
+def submission_of(directory):
+    """Return the submission that the run in `directory` is at, or was at last."""
+    return (read_json(os.path.join(directory, "run.json")) or {}).get("submission")
 
 
 # ---------------------------------------------------------------- request
@@ -530,6 +567,15 @@ def _progress_words(progress):
     return ", at " + ", ".join(parts) if parts else ""
 
 
+def _other(key, now, first):
+    """Return in words what is not as it was at the first attempt."""
+    if key == "lock":
+        return "other packages"
+    if key == "processor":
+        return "another instruction set (%s)" % " ".join(sorted(set(now.split()) ^ set(first.split())))
+    return "%s %s instead of %s" % ({"python": "Python"}.get(key, key), now, first)
+
+
 def checkpoint_words(checkpoint):
     step = "" if checkpoint["step"] is None else "step %d (" % checkpoint["step"]
     return step + checkpoint["path"] + (")" if step else "")
@@ -550,7 +596,7 @@ class Launcher:
         self.record = {}
         self.secrets = {}
         self.notes = []  # events from before there is a log
-        self.finished = False  # the last launcher was killed after the job had finished, before it could say so
+        self.settled = None  # the exit code, where it is known without another attempt
         self.told_to_stop = 0.0  # when a SIGTERM came
         self.kill_now = False
 
@@ -560,10 +606,14 @@ class Launcher:
         """Do everything; return the exit code."""
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, self._on_int)
-        if self.request.get("secrets"):
-            self.secrets = json.loads(sys.stdin.readline() or "{}")
+        self._take_secrets()
         self._make_directory()
-        self.lock.acquire()
+        try:
+            self.lock.acquire(give_up=lambda: self.told_to_stop)
+        except Refusal:
+            if self.told_to_stop:
+                return INTERRUPTED
+            raise
         try:
             self._clear_the_way()
             self._admit()
@@ -578,20 +628,29 @@ class Launcher:
         self._on_term(number, frame)
         self.kill_now = True
 
+    def _take_secrets(self):
+        """Read the secrets' values, a line of JSON on the standard input."""
+        if self.request["secrets"]:
+            with contextlib.suppress(ValueError):
+                self.secrets = json.loads(sys.stdin.readline())
+            missing = [name for name in self.request["secrets"] if name not in self.secrets]
+            if missing:
+                raise Refusal(REFUSED, "the secret %s was not handed over" % ", ".join(missing))
+
     def _make_directory(self):
         try:
             os.makedirs(self.directory, exist_ok=True)
-            volume_clock(self.directory)
             probe = os.path.join(self.directory, ".writable-%d" % os.getpid())
             with open(probe, "w") as file:
                 file.write("x")
-            os.unlink(probe)
+            with contextlib.suppress(FileNotFoundError):  # of the same process number, on another machine
+                os.unlink(probe)
         except OSError as error:
             raise Refusal(UNUSABLE, "the volume %s cannot be written: %s" % (self.volume, error.strerror)) from error
 
     def _clear_the_way(self):
         """Close the books on an attempt whose launcher was killed, and make sure that none of its processes is left."""
-        self.record = read_json(self._path("run.json")) or {"format": FORMAT, "attempts": [], "submissions": []}
+        self.record = read_json(self._path("run.json")) or self._lost_record()
         if self.record["format"] > FORMAT:
             raise Refusal(
                 REFUSED,
@@ -603,19 +662,32 @@ class Launcher:
             kill_group(last["group"], self.directory)
         if last and not last.get("ended"):
             last.update(ended=last.get("alive", last["started"]), end="lost", how="was cut off with its launcher")
-            last["checkpoint"] = newest_checkpoint(self.directory, self._code())
+            last["checkpoint"] = newest(self.directory, (read_json(self._path("request.json")) or {}).get("code"))
             self._spend(last)
-            self.finished = os.path.exists(self._path("done"))
+            if os.path.exists(self._path("done")):  # it was killed after the job had finished, before it could say so
+                self.settled = 0
+        elif self.record.get("exit_code") == 0:
+            self.settled = 0
 
-    def _code(self):
-        return (read_json(self._path("request.json")) or {}).get("code", {})
+    def _lost_record(self):
+        """Begin the books anew; where there were some that cannot be read, keep them and say so."""
+        record = {"format": FORMAT, "attempts": [], "submissions": []}
+        if os.path.isdir(self._path("logs")):
+            record["reasons"] = ["run.json was lost, so nobody knows under which conditions the run began"]
+            with contextlib.suppress(OSError):
+                os.replace(self._path("run.json"), self._path("run.json.damaged"))
+        return record
 
     def _admit(self):
         """Compare the request with the run's own, apply its mode once, and lay out the project."""
         mode, first = self.request["mode"], self.request["submission"] not in self.record["submissions"]
-        if first and mode == "fresh" and self.record["attempts"]:
-            self._set_aside_run()
         frozen = read_json(self._path("request.json"))
+        ours = (
+            frozen and frozen.get("submission") == self.request["submission"]
+        )  # then the old run is set aside already
+        if first and mode == "fresh" and not ours and (frozen or self.record["attempts"]):
+            self._set_aside_run()
+            frozen = None
         if frozen is None and self.record["attempts"]:
             raise Refusal(REFUSED, "request.json of this run is missing or damaged, so it cannot be told what it was")
         if frozen and frozen.get("format", 0) > FORMAT:
@@ -625,9 +697,11 @@ class Launcher:
             )
         if frozen and first:
             self._reconcile(frozen, mode)
-            self.finished = self.finished and frozen["parameters"] == self.request["parameters"]
-        kept = dict(self.request, code_updated=bool(frozen and frozen.get("code_updated")) or mode == "update-code")
-        write_json(self._path("request.json"), kept)
+            if any(frozen[key] != self.request[key] for key in ("parameters", "code")):
+                self.settled = None
+        elif frozen and self.record.get("exit_code") not in (None, INTERRUPTED):
+            self.settled = self.record["exit_code"]  # what was returned is final for this submission
+        write_json(self._path("request.json"), self.request)
         self._keep_lock_file()
         self._unpack()
         if first:
@@ -648,7 +722,7 @@ class Launcher:
         os.makedirs(self.directory, exist_ok=True)
         self.lock = Lock(self.directory, self.backend)
         self.lock.acquire()
-        self.record = {"format": FORMAT, "attempts": [], "submissions": []}
+        self.record, self.settled = {"format": FORMAT, "attempts": [], "submissions": []}, None
         self.notes.append({"event": "fresh", "kept": "%s.%d" % (self.request["name"], number)})
 
     def _reconcile(self, frozen, mode):
@@ -657,6 +731,8 @@ class Launcher:
         if found or (changed and mode != "update-code" and newest_checkpoint(self.directory, frozen["code"])):
             raise Refusal(REFUSED, "this run was begun differently: %s" % "; ".join((found + changed)[:10]))
         if changed and mode == "update-code":
+            self._inexact("the code was changed by --update-code before attempt %d" % self._next_number())
+            self._save()  # before the code: if we are killed in between, the next one knows
             self._update_code(frozen["code"])
         elif changed:
             self._set_aside_work()
@@ -697,6 +773,7 @@ class Launcher:
     def _extract(self, folder, only=None):
         with tarfile.open(os.path.join(self.handover, "project.tar")) as archive:
             for member in archive:
+                self.lock.beat()
                 if only is not None and member.name not in only:
                     continue
                 target = os.path.join(folder, *member.name.split("/"))
@@ -744,30 +821,33 @@ class Launcher:
             "processor": processor(),
         }
         first = self.record.setdefault("conditions", now)
-        reasons = self.record.setdefault("reasons", [])
-        number = len(self.record["attempts"]) + 1
-        found = [
-            "attempt %d ran with %s %s instead of %s" % (number, key, now[key], first[key])
-            for key in now
-            if now[key] != first[key]
-        ]
-        if self.request["mode"] == "update-code":
-            found.append("the code was changed by --update-code before attempt %d" % number)
+        for key in now:
+            if now[key] != first[key]:
+                self._inexact("attempt %d ran with %s" % (self._next_number(), _other(key, now[key], first[key])))
         if self.request["resources"].get("gpus"):
-            found.append("nothing is claimed on GPUs")
-        reasons.extend(reason for reason in found if reason not in reasons)
-        self.record["exact"] = not reasons
+            self._inexact("nothing is claimed on GPUs")
+        self.record["exact"] = not self.record.get("reasons")
         self.record["versions"] = {"python": platform.python_version(), "tensorflow": self.request.get("tensorflow")}
         self.record["devices"] = self.request["resources"].get("gpus") or "cpu"
-        if found:
-            self.notes.append({"event": "inexact", "reasons": found})
+
+    def _inexact(self, reason):
+        reasons = self.record.setdefault("reasons", [])
+        if reason not in reasons:
+            reasons.append(reason)
+            self.notes.append({"event": "inexact", "reasons": [reason]})
+
+    def _next_number(self):
+        """Return the number of the next attempt: one more than all that have left a log, should run.json have been lost."""
+        logs = os.listdir(self._path("logs")) if os.path.isdir(self._path("logs")) else []
+        found = [int(match.group(1)) for match in (re.match(r"attempt-(\d+)\.log$", name) for name in logs) if match]
+        return max([len(self.record["attempts"])] + found) + 1
 
     # -- attempts
 
     def _attempts(self):
         """Start the job until it is done, told to stop, or has used up its retries; return the exit code."""
-        if self.finished:
-            return self._finish(0)
+        if self.settled is not None:
+            return self._finish(self.settled)
         while True:
             if self.record["budget"]["used"] > self.request["retries"]:
                 return self._finish(CRASHED)
@@ -784,6 +864,8 @@ class Launcher:
     def _verdict(self, attempt, code):
         """Return the exit code that the job's own code and the contract's table call for; None: try again."""
         entry = attempt.entry
+        if "group" not in entry:  # there was no child: the command is missing, or may not be executed
+            return code
         if attempt.stopped:
             finished = code == 0 and os.path.exists(self._path("done"))
             return 0 if finished else INTERRUPTED
@@ -799,7 +881,7 @@ class Launcher:
     def _spend(self, entry):
         """Count a crash against the retries; a newer checkpoint than the one it began from refills them."""
         budget = self.record.setdefault("budget", {"used": 0})
-        if entry["checkpoint"] != entry["began_from"]:
+        if is_newer(entry["checkpoint"], entry["began_from"]):
             budget["used"] = 0
         budget["used"] += 1
 
@@ -825,13 +907,13 @@ class Attempt:
     def __init__(self, launcher):
         self.launcher, self.request, self.directory = launcher, launcher.request, launcher.directory
         self.record = launcher.record
-        number = len(self.record["attempts"]) + 1
+        number = launcher._next_number()
         self.code = self.request["code"]
-        newest = newest_checkpoint(self.directory, self.code)
+        found = newest(self.directory, self.code)
         self.entry = {
             "number": number, "submission": self.request["submission"], "backend": launcher.backend,
             "host": host(), "boot": boot(), "space": process_space(), "started": time.time(), "ended": None,
-            "began_from": newest, "checkpoint": newest,
+            "began_from": found, "checkpoint": found,
         }  # fmt: skip
         self.stopped = False
         self.log = Log(self._path("logs", "attempt-%d.log" % number), self._on_line)
@@ -853,7 +935,7 @@ class Attempt:
         for note in self.launcher.notes:
             self._event(**note)
         self.launcher.notes = []
-        self._event("attempt", number=self.entry["number"], checkpoint=self.entry["began_from"])
+        self._event("attempt", number=self.entry["number"], checkpoint=_public(self.entry["began_from"]))
         try:
             child = self._start()
         except OSError as error:
@@ -925,6 +1007,8 @@ class Attempt:
                 break
             if not open_output:
                 time.sleep(0.02)
+        with contextlib.suppress(OSError):  # all of them, also those that hide their environment
+            os.killpg(child.pid, signal.SIGKILL)
         kill_group(child.pid, self.directory)
         deadline = time.monotonic() + 2  # a process that left the group may still hold the pipe
         while open_output and time.monotonic() < deadline and select.select([output], [], [], 0.2)[0]:
@@ -954,14 +1038,14 @@ class Attempt:
 
     def _look(self):
         changed = self.progress.read_metrics()
-        newest = newest_checkpoint(self.directory, self.code)
-        if newest != self.entry["checkpoint"]:
-            self.entry["checkpoint"] = newest
-            self._event("checkpoint", **(newest or {}))
+        found = newest(self.directory, self.code)
+        if found != self.entry["checkpoint"]:
+            self.entry["checkpoint"] = found
+            self._event("checkpoint", **(_public(found) or {}))
             changed = True
         if changed or self.progress.changed:
             self.progress.changed = False
-            self.record.update(progress=self.progress.value or self.record.get("progress"), checkpoint=newest)
+            self.record.update(progress=self.progress.value or self.record.get("progress"), checkpoint=_public(found))
             self.entry["alive"] = time.time()
             self.launcher._save()
             if changed and self.progress.value:

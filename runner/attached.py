@@ -49,13 +49,17 @@ def _submit(plan: Plan, detach: bool, as_json: bool) -> int:
 def _detached(directory: Path, submission: Submission, identity: str, as_json: bool) -> int:
     """Wait until the launcher has taken the request, so that a refusal is still seen."""
     while True:
+        refusal = submission.refused()
         run = runs.load(directory)
-        if run and run.record.get("submission") == identity and run.record.get("attempts"):
+        ours = run is not None and run.record.get("submission") == identity
+        if run and ours and run.record.get("attempts"):
             break
-        if refusal := submission.refused():
-            return (
-                _refusal(*refusal) if not (run and run.record.get("submission") == identity) else _result(run, as_json)
-            )
+        if refusal and run and ours:
+            return _result(run, as_json)
+        if refusal and run and _started_elsewhere(refusal[0], run):
+            break
+        if refusal:
+            return _refusal(*refusal)
         time.sleep(follow.PAUSE)
     if as_json:
         print(runs.as_json(runs.status(run)))
@@ -70,7 +74,7 @@ def _attend(directory: Path, submission: Submission | None, identity: str | None
     try:
         run = follow.follow(directory, screen, submission, identity, first)
     except KeyboardInterrupt:
-        return _interrupted(directory, submission, as_json)
+        return _interrupted(directory, submission, identity, as_json)
     if run is None:
         assert submission
         return _refused(directory, submission, as_json)
@@ -80,15 +84,20 @@ def _attend(directory: Path, submission: Submission | None, identity: str | None
 def _refused(directory: Path, submission: Submission, as_json: bool) -> int:
     refusal = submission.refused()
     assert refusal
-    module = launcher.module()
-    if refusal[0] == module.TAKEN and (run := runs.load(directory)) and run.going:
+    run = runs.load(directory)
+    if run and _started_elsewhere(refusal[0], run):
         _say(f"{run.name} was started elsewhere in the same moment: attached to it")
         return _attend(directory, None, None, _current_attempt(run), as_json)
     return _refusal(*refusal)
 
 
+def _started_elsewhere(code: int, run: runs.Found) -> bool:
+    """Return whether a launcher was refused because another one was at it, which goes on or has ended since."""
+    return code == launcher.module().TAKEN and (run.going or run.record.get("exit_code") is not None)
+
+
 def _refusal(code: int, sentence: str) -> int:
-    if code < 0 or code > 128:
+    if code < 0:
         raise RunnerError(f"the launcher was killed before it began: {sentence}. The same command tries again.")
     print(f"runner: {sentence}", file=sys.stderr)
     return code
@@ -98,8 +107,10 @@ def _current_attempt(run: runs.Found) -> int:
     return max(len(run.record.get("attempts") or []), 1)
 
 
-def _interrupted(directory: Path, submission: Submission | None, as_json: bool) -> int:
+def _interrupted(directory: Path, submission: Submission | None, identity: str | None, as_json: bool) -> int:
     """Ctrl-C: the job writes a checkpoint and stops; a second one kills it."""
+    while submission and not submission.refused() and launcher.module().submission_of(str(directory)) != identity:
+        time.sleep(follow.PAUSE)  # the launcher is about to begin: only then it can be told
     run = runs.load(directory)
     if run is None or not run.going:
         return DETACHED

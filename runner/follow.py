@@ -31,11 +31,12 @@ class LogReader:
             if self.file is None and not self._open():
                 return
             assert self.file
+            complete = ended or self._path(self.number + 1).exists()  # asked before we read: what comes later counts
             chunk = self.file.read(1 << 16)
             if chunk:
                 *whole, self.partial = (self.partial + chunk).split(b"\n")
                 yield from whole
-            elif ended or self._path(self.number + 1).exists():
+            elif complete:
                 if self.partial:
                     yield self.partial
                 self.file.close()
@@ -117,11 +118,14 @@ def follow(
 ) -> runs.Found | None:
     """Show a run until it ends; return it as it is then. None: its launcher ended before the submission counted."""  # fmt: skip
     reader = LogReader(directory, first)
+    begun = identity is None  # until our submission counts, the directory may be the one that `--fresh` sets aside
     with screen.line:
         while True:
             ended, run = _ended(directory, submission, identity)
-            for line in reader.lines(ended):
-                screen.show(line)
+            begun = begun or launcher.module().submission_of(str(directory)) == identity
+            if begun:
+                for line in reader.lines(ended):
+                    screen.show(line)
             if ended:
                 return run
             time.sleep(PAUSE)

@@ -51,13 +51,12 @@ class Found:
 def load(directory: Path) -> Found | None:
     """Return the run in a directory, or None where there is none."""
     read = launcher.module().read_json
+    going = launcher.module().going(str(directory))  # first: whoever is no longer going has written down how it ended
     request = read(str(directory / "request.json"))
     record = read(str(directory / "run.json"))
     if request is None and record is None:
         return None
-    return Found(
-        directory=directory, request=request or {}, record=record or {}, going=launcher.module().going(str(directory))
-    )
+    return Found(directory=directory, request=request or {}, record=record or {}, going=going)
 
 
 def on_volume(volume: Path) -> list[Found]:

@@ -20,6 +20,7 @@ from runner.specs import Run
 
 # What belongs to the interpreter that runs *us*, and would break the job's own.
 DROPPED = ("PYTHON", "LD_", "VIRTUAL_ENV", "CONDA_", "RUNNER_")
+PASSED_ON = ("RUNNER_GRACE", "RUNNER_STALE")  # for launch.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ def stop(run: Found, kill: bool = False) -> None:
 
 def remove(run: Found) -> None:
     """Remove the hand-overs of a run."""
-    for folder in resources.cache("submissions").glob(f"{run.name}-*"):
+    for folder in resources.cache("submissions").glob(f"{run.name}-{'?' * 12}"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -125,7 +126,7 @@ def _argv(run: Run, python: Path, handover: Path) -> list[str | Path]:
 
 def _environment(run: Run) -> dict[str, str]:
     """Return the caller's variables less those of the interpreter that runs us, and what `-e` gives."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED) or name == "RUNNER_GRACE"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED) or name in PASSED_ON}
     return {**kept, **_without_own_tools(kept), **run.variables}
 
 
