@@ -131,7 +131,7 @@ class Checkpoint:
         for step in sorted(known, reverse=True):
             try:
                 return self._read(step), problems
-            except Damaged as error:  # noqa: PERF203
+            except Damaged as error:
                 problems[step] = str(error)
         return None, problems
 

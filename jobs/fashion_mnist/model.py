@@ -10,7 +10,6 @@ import shutil
 
 import numpy as np
 import tensorflow as tf
-
 from data import CLASS_NAMES, SIZE
 
 PIXELS = SIZE * SIZE

@@ -6,7 +6,6 @@ import platform
 import tempfile
 
 import numpy as np
-
 from data import CLASS_NAMES
 from runner_checkpoint import write_file
 

@@ -21,7 +21,6 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.append(os.path.dirname(HERE))  # where runner_checkpoint.py lies in a checkout
 
 import numpy as np  # noqa: E402
-
 from data import BadData, describe, load, split  # noqa: E402
 from runner_checkpoint import Checkpoint  # noqa: E402
 

@@ -9,7 +9,6 @@ import collections
 
 import numpy as np
 import tensorflow as tf
-
 from model import PIXELS, logits
 
 STEPS_PER_CALL = 75  # long enough to hide the cost of a call, short enough (10 ms) to stop and to show progress between
@@ -194,7 +193,7 @@ def compile_with_xla(function):
     for option in ("jit_compile", "experimental_compile"):
         try:
             return tf.function(function, **{option: True})
-        except TypeError:  # noqa: PERF203 - an older version has another name for it, or none
+        except TypeError:
             continue
     return tf.function(function)
 
