@@ -81,16 +81,9 @@ def duration(seconds: float) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> None:
-    """Print a table: with rich on a terminal, in plain columns elsewhere."""
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        from rich.console import Console
-        from rich.table import Table
-
-        shown = Table(*header, box=None, pad_edge=False, header_style="bold")
-        for row in rows:
-            shown.add_row(*row)
-        Console().print(shown)
-        return
+    """Print rows in columns; on a terminal the header is bold."""
     widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
-    for line in [header, *rows]:
-        print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
+    bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    for number, line in enumerate([header, *rows]):
+        text = "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+        print(f"\x1b[1m{text}\x1b[0m" if bold and number == 0 else text)
