@@ -44,7 +44,9 @@ def fetched_uv(requirements: Path) -> str:
     with fetched(file["url"]) as answer:
         content = answer.read()
     if hashlib.sha256(content).hexdigest() not in hashes:
-        sys.exit(f"{file['filename']} is not what {requirements} expects: its SHA-256 is another; nothing was installed")
+        sys.exit(
+            f"{file['filename']} is not what {requirements} expects: its SHA-256 is another; nothing was installed"
+        )
     folder = Path(tempfile.mkdtemp())
     wheel = folder / file["filename"]
     wheel.write_bytes(content)
@@ -68,7 +70,9 @@ def index() -> str:
 
 
 def fetched(url: str, accept: str = "*/*"):  # type: ignore[no-untyped-def]
-    bundle = next((os.environ[name] for name in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if os.environ.get(name)), None)
+    bundle = next(
+        (os.environ[name] for name in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if os.environ.get(name)), None
+    )
     request = urllib.request.Request(url, headers={"Accept": accept})
     return urllib.request.urlopen(request, timeout=60, context=ssl.create_default_context(cafile=bundle))
 

@@ -33,8 +33,12 @@ def main() -> None:
     if len(set(hashes.values())) != 1:
         sys.exit("   They differ: that is a bug, please report it.")
     folder = VOLUME / "killed"
-    print(f"   Equal, bit for bit. Test accuracy {report('killed')['test_accuracy']:.4f}; {time.monotonic() - began:.0f} s in all.\n")
-    print(f"Pictures:     {', '.join(sorted(path.name for path in (folder / 'pictures').glob('*.png')))}\n              in {folder / 'pictures'}")
+    print(
+        f"   Equal, bit for bit. Test accuracy {report('killed')['test_accuracy']:.4f}; {time.monotonic() - began:.0f} s in all.\n"
+    )
+    print(
+        f"Pictures:     {', '.join(sorted(path.name for path in (folder / 'pictures').glob('*.png')))}\n              in {folder / 'pictures'}"
+    )
     print(f"Model:        {folder / 'model'}\nReport:       {folder / 'report.json'}")
 
 

@@ -1,0 +1,52 @@
+"""`make bench`: every budget, measured in one run beside what one would do instead, printed as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from runner import datasets, environments, virtualenvs
+from runner.terminal import table
+
+HERE = Path(__file__).parent
+
+
+def measured(script: str, python: Path | str = sys.executable, **variables: str) -> dict[str, Any]:
+    """Run one of the scripts beside this file and return the JSON object that it prints last."""
+    print(f"{script} ...", file=sys.stderr, flush=True)
+    done = subprocess.run(
+        [python, HERE / script], env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def trainer() -> dict[str, Any]:
+    row = environments.find("tf2.21-cpu")
+    python = virtualenvs.ensure(row.lock_text, row.pythons, row.name).python
+    data = datasets.ensure(datasets.find("fashion-mnist"))
+    return measured("bench_trainer.py", python, RUNNER_BENCH_DATA=str(data))
+
+
+def main() -> None:
+    runner, environment, training = measured("bench_runner.py"), measured("bench_environments.py"), trainer()
+    rows = [
+        ["`runner --help` over `import click`", f"{runner['help_over_import_click']:.2f} x", "at most 1.6 x"],
+        ["a native run over the bare process", f"{runner['overhead_s']:.2f} s", "at most 0.3 s"],
+        ["installed over an empty virtualenv, without uv", f"{runner['core_mb']:.1f} MB", "at most 15 MB"],
+        ["1,000 runs listed", f"{runner['ps_1000_runs_s']:.2f} s", "at most 2 s"],
+        ["an environment: pip over ours, both caches warm", f"{environment['pip_over_ours']:.1f} x", "at least 10 x"],
+        ["an epoch with SGD: `Model.fit` over ours", f"{training['sgd_fit_over_ours']:.1f} x", "at least 8 x"],
+        ["an epoch with Adam: `Model.fit` over ours", f"{training['adam_fit_over_ours']:.1f} x", "at least 5 x"],
+        ["checkpoints' share of the training", f"{100 * training['checkpoint_share']:.2f} %", "at most 2 %"],
+    ]
+    table(["what", "measured", "budget"], rows)
+    print(json.dumps({"runner": runner, "environment": environment, "training": training}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""README and help say what is there: every command, every option's existence, every link."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from runner.cli import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+
+
+def commands() -> list[click.Command]:
+    return list(cli.commands.values())
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command.name)
+def test_every_command_has_help_and_stands_in_the_readme(command):
+    assert command.help
+    assert f"`runner {command.name}" in README
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command.name)
+def test_every_option_has_help(command):
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert all(option.help for option in options if option.name not in ("help", "device", "python")), options
+
+
+def test_commands_in_the_readme_exist():
+    code = [*re.findall(r"```.*?```", README, re.DOTALL), *re.findall(r"`[^`\n]+`", README)]
+    named = {name for text in code for name in re.findall(r"(?:^|[`$! ])runner ([a-z]+)\b", text)}
+    assert named and named <= cli.commands.keys()
+
+
+def test_every_option_in_the_readme_exists():
+    known = {flag for command in [*commands(), cli] for parameter in command.params for flag in parameter.opts}
+    known |= {"--help", "--epochs", "--logdir"}
+    assert set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", README)) <= known
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_the_readme_shows_the_exit_codes_of_the_launcher():
+    for code in (0, 2, 64, 70, 75, 125, 126, 130):
+        assert re.search(rf"^\| (\d+, )*{code}[ ,]", README, re.MULTILINE), code
+
+
+def test_make_targets_in_the_documents_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in DOCUMENTS:
+        assert set(re.findall(r"`make ([a-z]+)", (ROOT / document).read_text())) <= targets
