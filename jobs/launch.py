@@ -918,7 +918,7 @@ class Attempt:
         self.stopped = False
         self.log = Log(self._path("logs", "attempt-%d.log" % number), self._on_line)
         self.progress = Progress(self._path("metrics.jsonl"))
-        self.looked, self.pause = 0.0, 0.5
+        self.looked, self.pause = 0.0, 0.05
 
     def _path(self, *parts):
         return os.path.join(self.directory, *parts)
@@ -1034,7 +1034,8 @@ class Attempt:
         if now - self.looked > self.pause:
             self._look()
             self.looked = time.monotonic()
-            self.pause = max(0.5, 50 * (self.looked - now))  # at most 2 % of a core, however many files there are
+            # Soon at first, then twice a second; at most 2 % of a core, however many files there are.
+            self.pause = max(min(0.5, 2 * self.pause), 50 * (self.looked - now))
 
     def _look(self):
         changed = self.progress.read_metrics()
@@ -1043,6 +1044,8 @@ class Attempt:
             self.entry["checkpoint"] = found
             self._event("checkpoint", **(_public(found) or {}))
             changed = True
+        if changed:
+            self.entry.setdefault("first_sign", time.time())
         if changed or self.progress.changed:
             self.progress.changed = False
             self.record.update(progress=self.progress.value or self.record.get("progress"), checkpoint=_public(found))

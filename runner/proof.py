@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from runner import backends, launcher, plan, process, resources, runs, terminal, virtualenvs
+from runner.backends import Submission
 from runner.errors import RunnerError
 from runner.plan import Asked
 
 DIFFERENT = 1
+TIMES = ("seconds", "time", "seconds_left", "images_per_second")  # in metrics.jsonl: not a result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +39,14 @@ class Verdict:
 def prove(asked: Asked, kills: int, seed: int | None, as_json: bool) -> int:
     """Run the job twice on a temporary volume and say whether the arrays are the same; 0 if they are."""
     seed = random.randrange(10**6) if seed is None else seed
+    asked = dataclasses.replace(asked, fresh=False, update_code=False)
     with _temporary(asked.volume) as place:
-        quiet = _volume(place, "uninterrupted")
-        began = time.monotonic()
         _say(f"an uninterrupted run, then one with {kills} SIGKILLs and one SIGTERM (moments from --seed {seed})")
-        reference = _until_done(dataclasses.replace(asked, volume=quiet))
-        seconds = time.monotonic() - began
-        killed = _with_kills(asked, _volume(place, "killed"), kills, seconds, random.Random(seed))
-        verdict = _compare(reference, killed[0], killed[1])
+        reference = _until_done(dataclasses.replace(asked, volume=_volume(place, "uninterrupted")), "uninterrupted")
+        killed, done = _with_kills(asked, place, kills, _pace(reference), random.Random(seed))
+        verdict = _compare(reference, killed, done)
+    if done <= kills:
+        _say(f"the job is so short that it was done after {done} of {kills + 1} kills; give it more to do")
     if as_json:
         print(json.dumps(dataclasses.asdict(verdict)))
     else:
@@ -72,24 +74,39 @@ def _volume(place: Path, name: str) -> Path:
     return place / name
 
 
-def _until_done(asked: Asked) -> runs.Found:
-    directory, _ = _submit(asked)
+def _until_done(asked: Asked, which: str) -> runs.Found:
+    """Ask for the run and wait for its end, which must be a success."""
+    directory, submission = _submit(asked)
     with terminal.ProgressLine() as line:
-        while (run := runs.load(directory)) is None or run.going or not run.record.get("ended"):
-            line.update("uninterrupted: " + _progress(run))
-            time.sleep(0.1)
+        while submission and not submission.refused():
+            line.update(f"{which}: " + _progress(runs.load(directory)))
+            time.sleep(0.05)
+    run = _found(directory)
     if run.record.get("exit_code") != 0:
-        raise RunnerError(
-            f"the uninterrupted run did not succeed, so there is nothing to compare. {runs.sentence(run)}"
-        )
+        raise RunnerError(f"the {which} run did not succeed, so there is nothing to compare. {runs.sentence(run)}")
     return run
 
 
-def _submit(asked: Asked) -> tuple[Path, str]:
-    """Ask for the run as anybody would; return its directory and submission, once it has been taken or refused."""
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How an uninterrupted run went: seconds until the job showed its first progress, and seconds from there to its end."""
+
+    start: float
+    work: float
+
+
+def _pace(run: runs.Found) -> Pace:
+    """Read the pace from the log's own clock: the launcher's records, and when the first metrics or checkpoint came."""
+    attempt = run.record["attempts"][-1]
+    first = min([float(attempt.get("first_sign") or attempt["ended"]), float(attempt["ended"])])
+    return Pace(start=first - attempt["started"], work=attempt["ended"] - first)
+
+
+def _submit(asked: Asked) -> tuple[Path, Submission | None]:
+    """Ask for the run as anybody would; return its directory and the submission (None: it is done), once it was taken."""
     decided = plan.decide(asked)
     if decided.run is None:
-        return decided.directory, ""
+        return decided.directory, None
     submission = backends.get(decided.run.request["backend"]).submit(decided.run)
     identity = str(decided.run.request["submission"])
     while (run := runs.load(decided.directory)) is None or run.record.get("submission") != identity:
@@ -97,42 +114,57 @@ def _submit(asked: Asked) -> tuple[Path, str]:
         if refusal:
             raise RunnerError(f"the run could not be started: {refusal[1]}")
         time.sleep(0.02)
-    return decided.directory, identity
+    return decided.directory, submission
 
 
-def _with_kills(
-    asked: Asked, volume: Path, kills: int, seconds: float, chance: random.Random
-) -> tuple[runs.Found, int]:
-    """Run the job, killing it at random moments; between two kills it gets far enough to be worth a kill."""
-    asked = dataclasses.replace(asked, volume=volume, checkpoint_every=f"{max(seconds / 20, 0.2):.2f}s")
+def _with_kills(asked: Asked, place: Path, kills: int, pace: Pace, chance: random.Random) -> tuple[runs.Found, int]:
+    """Run the job with all its kills; where it was done before the last of them, begin again with shorter spans."""
+    most: tuple[runs.Found, int] | None = None
+    for number, share in enumerate((1.0, 0.5, 0.2)):
+        volume = _volume(place, f"killed-{number}")
+        every = f"{max((pace.start + pace.work) / 20, 0.1):.2f}s"
+        found = _killed(dataclasses.replace(asked, volume=volume, checkpoint_every=every), kills, pace, share, chance)
+        if most is None or found[1] > most[1]:
+            most = found
+        if found[1] == kills + 1:
+            break
+    assert most
+    return most
+
+
+def _killed(asked: Asked, kills: int, pace: Pace, share: float, chance: random.Random) -> tuple[runs.Found, int]:
+    """Run the job, killing it at random moments, spread so that it does not end before the last one."""
     signals = [signal.SIGKILL] * kills + [signal.SIGTERM]
     chance.shuffle(signals)
+    span = share * pace.work / (len(signals) + 1)
     done = 0
     with terminal.ProgressLine() as line:
         for number in signals:
-            directory, _ = _submit(asked)
-            moment = time.monotonic() + chance.uniform(0.2, 1.0) * seconds
-            while time.monotonic() < moment and not _over(directory):
+            directory, submission = _submit(asked)
+            if submission is None:
+                break  # it was done before
+            moment = time.monotonic() + chance.uniform(0.5, 1.0) * share * pace.start + chance.uniform(0.2, 1.8) * span
+            while time.monotonic() < moment and not submission.refused():
                 line.update(f"kill {done + 1} of {len(signals)}: " + _progress(runs.load(directory)))
-                time.sleep(0.01)
-            if _over(directory):
+                time.sleep(0.005)
+            if submission.refused():
                 break
             _kill(directory, number)
+            while not submission.refused():
+                time.sleep(0.01)
+            run = _found(directory)
+            if run.record.get("exit_code") not in (None, launcher.module().INTERRUPTED):
+                break  # it had just ended
             done += 1
-            _wait_for_end(directory)
             line.clear()
-            _say(f"{'killed' if number == signal.SIGKILL else 'told to stop'}: {runs.sentence(_found(directory))}")
-    return _until_done(asked), done
+            _say(f"{'killed' if number == signal.SIGKILL else 'told to stop'}: {runs.sentence(run)}")
+    return _until_done(asked, "killed"), done
 
 
 def _found(directory: Path) -> runs.Found:
     run = runs.load(directory)
     assert run
     return run
-
-
-def _over(directory: Path) -> bool:
-    return not _found(directory).going
 
 
 def _wait_for_end(directory: Path) -> None:
@@ -168,13 +200,18 @@ def _compare(reference: runs.Found, killed: runs.Found, kills: int) -> Verdict:
             return Verdict(
                 identical=False,
                 kills=kills,
-                sentence=f"not the same: {name}, array {difference}{_first_step(reference, killed)}",
+                sentence=f"not the same after {_times(kills)}: {name}, array {difference}{_first_step(reference, killed)}",
             )
     count = sum(len(first[str(a)]) for _, a, _ in pairs)
-    times = f"{kills} kill{'s' if kills != 1 else ''}"
     names = ", ".join(name for name, _, _ in pairs[:4]) + (", ..." if len(pairs) > 4 else "")
-    sentence = f"resumable, bit-identical: {count} arrays in {len(pairs)} files are the same after {times} ({names})"
+    sentence = (
+        f"resumable, bit-identical: {count} arrays in {len(pairs)} files are the same after {_times(kills)} ({names})"
+    )
     return Verdict(identical=True, compared=count, kills=kills, sentence=sentence)
+
+
+def _times(kills: int) -> str:
+    return f"{kills} kill{'s' if kills != 1 else ''}"
 
 
 def _pairs(reference: runs.Found, killed: runs.Found) -> list[tuple[str, Path, Path]]:
@@ -218,11 +255,12 @@ def _first_step(reference: runs.Found, killed: runs.Found) -> str:
             lines.append([json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()])
         except (OSError, ValueError):
             return ""
-    for a, b in zip(*lines, strict=False):
-        timeless = [{key: value for key, value in line.items() if key != "seconds"} for line in (a, b)]
+    by_step = [{line.get("step", number): line for number, line in enumerate(run)} for run in lines]  # the last counts
+    for step in [step for step in by_step[0] if step in by_step[1]]:
+        timeless = [{key: value for key, value in run[step].items() if key not in TIMES} for run in by_step]
         if timeless[0] != timeless[1]:
-            return f"; the metrics part at step {a.get('step', 'unknown')}"
-    return "; the metrics are the same"
+            return f"; the metrics part at step {step}"
+    return "; the metrics of all steps are the same"
 
 
 def _say(text: str) -> None:

@@ -97,6 +97,14 @@ def volume(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """An empty folder for a project of the test's own."""
+    path = tmp_path / "project"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
 def cli(volume: Path, tmp_path: Path) -> Iterator[Cli]:
     """The command line; whatever still goes on the volume at the end of a test is killed."""
     yield Cli(volume=volume, env=_variables(volume, tmp_path))

@@ -32,6 +32,8 @@ def main():
     signal.signal(signal.SIGTERM, signal.SIG_IGN if wanted["fault"] == "ignore" else on_term)
     step, value = restore(str(wanted["seed"]))
     print("counting from %d to %d" % (step, wanted["steps"]), flush=True)
+    if wanted["drift"]:
+        value += str(ATTEMPT)
     while True:
         if step == wanted["at"] and wanted["times"] >= ATTEMPT:
             fail(wanted)
@@ -42,8 +44,10 @@ def main():
         metrics(step, wanted["steps"])
         if step % wanted["every"] == 0 or step == wanted["steps"] or stopping:
             save(step, value, wanted["hold"])
+        if stopping and wanted["on_term"] == "finish":
+            break
         if stopping:
-            sys.exit(75)
+            sys.exit({"save": 75, "zero": 0, "fail": 3}[wanted["on_term"]])
     finish(step, value)
 
 
