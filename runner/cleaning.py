@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
-from runner import backends, environments, launcher, plan, resources, runs, terminal, virtualenvs
+from runner import backends, environments, launcher, resources, runs, terminal, virtualenvs
+from runner.backends import native
 from runner.errors import RunnerError, UsageError
 from runner.listing import folder_size
 
@@ -24,12 +23,13 @@ class Waste:
     path: Path
     why: str
     bytes: int
+    used: float  # when it was last needed
 
 
 def remove_run(run: runs.Found, files: bool) -> None:
     """Remove what a backend keeps of a run; its directory only with `files`, holding its lock."""
     if run.going:
-        raise UsageError(f"{run.name} is going. Stop it first: runner stop {run.name}")
+        raise UsageError(f"{run.name} is going. Stop it first: {runs.command('stop', run)}")
     backends.get(run.record.get("backend") or "native").remove(run)
     if not files:
         print(f"{run.name} is removed; its directory stays (--files removes it): {run.directory}", file=sys.stderr)
@@ -59,11 +59,10 @@ def _remove_directory(directory: Path) -> None:
         lock.release()
 
 
-def remove_unused(volume: Path | None, older: str | None, yes: bool) -> None:
+def remove_unused(places: list[Path], backend: str | None, older: str | None, yes: bool) -> None:
     """List what nothing needs, ask, and delete it."""
     limit = time.time() - _age(older)
-    places = [plan.volume_of(volume)] if volume else runs.places()
-    found = [waste for waste in _unused(places) if _changed(waste.path) <= limit]
+    found = [waste for waste in _unused(places, backend) if waste.used <= limit]
     if not found:
         print("nothing is unused", file=sys.stderr)
         return
@@ -72,11 +71,8 @@ def remove_unused(volume: Path | None, older: str | None, yes: bool) -> None:
     )
     total = terminal.size(sum(waste.bytes for waste in found))
     if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError(
-                f"nothing was removed: {total} would be freed. Say --yes to remove it without being asked."
-            )
-        click.confirm(f"Remove all this and free {total}?", abort=True)
+        refusal = f"nothing was removed: {total} would be freed. Say --yes to remove it without being asked."
+        terminal.confirm(f"Remove all this and free {total}?", refusal)
     for waste in found:
         _remove(waste)
     print(f"freed {total}", file=sys.stderr)
@@ -90,29 +86,28 @@ def _age(older: str | None) -> float:
     return int(match[1]) * {"d": 86400, "h": 3600, "m": 60}[match[2]]
 
 
-def _changed(path: Path) -> float:
-    record = launcher.module().read_json(str(path / "run.json")) or {}
-    return float(record.get("ended") or path.stat().st_mtime)
-
-
-def _unused(places: list[Path]) -> Iterator[Waste]:
-    all_runs = [run for place in places for run in runs.on_volume(place)]
-    for run in all_runs:
-        kept = re.fullmatch(r".+\.\d+", run.name)
-        if kept or run.state == "failed":
-            yield Waste(
-                path=run.directory, why="kept by --fresh" if kept else "failed run", bytes=folder_size(run.directory)
-            )
-    needed = {str(run.request.get("lock")) for run in all_runs if run.state != "failed"}
+def _unused(places: list[Path], backend: str | None) -> Iterator[Waste]:
+    for run in runs.on_volumes(places, backend):
+        if _is_waste(run):
+            why = "failed run" if "." not in run.name else "kept by --fresh"
+            used = float(run.record.get("ended") or run.directory.stat().st_mtime)
+            yield Waste(path=run.directory, why=why, bytes=folder_size(run.directory), used=used)
+    # Whatever is to be cleaned: a run on any volume that is known needs its environment.
+    everywhere = runs.on_volumes(list(dict.fromkeys([*places, *runs.places()])))
+    needed = {str(run.request.get("lock")) for run in everywhere if not _is_waste(run)}
     rows = {virtualenvs.lock_hash(row.lock.read_text()) for row in environments.load().values() if row.lock.is_file()}
     for made in virtualenvs.installed():
         if made.lock_hash not in needed:
             why = "environment that no run needs" if made.lock_hash in rows else "environment of a lock that is no more"
-            yield Waste(path=made.path, why=why, bytes=made.bytes)
-    going = {run.request.get("submission") for run in all_runs if run.going}
+            yield Waste(path=made.path, why=why, bytes=made.bytes, used=made.last_used)
     for folder in resources.cache("submissions").glob("*"):
-        if folder.name.rpartition("-")[2] not in going:
-            yield Waste(path=folder, why="hand-over of a run", bytes=folder_size(folder))
+        if not native.in_use(folder):
+            used = folder.stat().st_mtime
+            yield Waste(path=folder, why="hand-over of a run", bytes=folder_size(folder), used=used)
+
+
+def _is_waste(run: runs.Found) -> bool:
+    return not run.going and (run.state == "failed" or re.fullmatch(r".+\.\d+", run.name) is not None)
 
 
 def _remove(waste: Waste) -> None:

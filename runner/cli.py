@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +24,24 @@ class _Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            raise click.UsageError(_unknown_option(error, self.name or ""), ctx) from error
+            raise click.UsageError(_unknown_option(error, self.name or "", args), ctx) from error
+
+
+class _JobCommand(_Command):
+    """A command that takes a job, and after `--` what to run in it; without the `--` a word there is a mistake."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        cut = args.index("--") if "--" in args else len(args)
+        super().parse_args(ctx, args[:cut])
+        stray = ctx.params.get("command")
+        if stray and not ctx.resilient_parsing:
+            raise click.UsageError(
+                f"{stray[0]!r}: a parameter is given as -P {stray[0] if '=' in stray[0] else 'epochs=20'}, "
+                f"and a command after --, such as: -- python train.py",
+                ctx,
+            )
+        ctx.params["command"] = tuple(args[cut + 1 :])
+        return []
 
 
 class _Group(click.Group):
@@ -36,32 +52,74 @@ class _Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and self.get_command(ctx, args[0]) is None:
+        if args and self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
             from runner.errors import unknown
 
             raise unknown("command", args[0], self.commands)
         return super().resolve_command(ctx, args)
 
 
-def _unknown_option(error: click.NoSuchOption, command: str) -> str:
-    if error.option_name.split("=")[0] in ("--env", "--environment"):
-        return f"there is no option {error.option_name}. The environment is given with -E, such as -E tf2.15; a variable with -e KEY=VALUE."
+def _unknown_option(error: click.NoSuchOption, command: str, args: list[str]) -> str:
+    option = error.option_name
+    if option in ("--env", "--environment"):
+        return f"there is no option {option}. The environment is given with -E, such as -E tf2.15; a variable with -e KEY=VALUE."
     nearest = f" Did you mean {error.possibilities[0]}?" if error.possibilities else ""
-    hint = (
-        " A job's parameter is given as -P epochs=20, and the script's own options go after --."
-        if command in ("run", "prove", "render")
-        else ""
+    if command not in ("run", "prove", "render"):
+        return f"there is no option {option}.{nearest}"
+    name = option.lstrip("-").replace("-", "_")
+    value = _value_of(option, args)
+    return (
+        f"there is no option {option}.{nearest} A job's parameter is given as -P {name}={value}, "
+        f"and a script's own options after --, such as: -- {option} {value}"
     )
-    return f"there is no option {error.option_name}.{nearest}{hint}"
+
+
+def _value_of(option: str, args: list[str]) -> str:
+    """Return the value that was meant for an option that does not exist."""
+    for word, following in zip(args, [*args[1:], "--"], strict=True):
+        name, equals, value = word.partition("=")
+        if name == option:
+            return value if equals else "VALUE" if following.startswith("-") else following
+    return "VALUE"
+
+
+def _path(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:
+    if value == "":
+        raise click.BadParameter("it is empty; give a directory.", ctx, parameter)
+    return Path(value) if value else None
 
 
 def _volume(command: F) -> F:
     return click.option(
-        "--volume",
-        envvar="RUNNER_VOLUME",
-        type=click.Path(path_type=Path),
-        help="The directory where runs live [~/runs].",
+        "--volume", envvar="RUNNER_VOLUME", callback=_path, help="The directory where runs live [~/runs]."
     )(command)
+
+
+def _places(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[Path]:
+    """Return where a verb looks for runs: in the volume that was given, else in all that were used before."""
+    from runner import plan, runs
+
+    given = _path(ctx, parameter, value)
+    configured = (ctx.find_root().default_map or {}).get("run", {}).get("volume")
+    return [plan.place_of(given)] if given else runs.places(configured)
+
+
+def _backend(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    from runner import backends
+
+    if value is not None:
+        backends.check(value)
+    return value
+
+
+def _where(command: F) -> F:
+    """Add the options that say where a verb looks for runs."""
+    for option in (
+        click.option("--on", "backend", callback=_backend, help="Only runs that ran there last: native."),
+        click.option("--volume", "places", callback=_places, help="Only this volume [all that were used before]."),
+    ):
+        command = option(command)
+    return command
 
 
 def _json(command: F) -> F:
@@ -110,20 +168,20 @@ def cli(ctx: click.Context, profile: str | None) -> None:
     ctx.default_map = settings.defaults(profile, cli.commands)
 
 
-@cli.command()
+@cli.command(cls=_JobCommand)
 @_what
 @click.option("--detach", is_flag=True, help="Return at once; the run goes on.")
 @_json
-def run(detach: bool, as_json: bool, **options: Any) -> None:
+def run(detach: bool, as_json: bool, **options: Any) -> int:
     """Start a run, continue it, attach to it, or show its result."""
     from runner import attached
     from runner.plan import Asked, decide
 
     plan = decide(Asked(**options))
-    sys.exit(attached.carry_out(plan, detach=detach, as_json=as_json))
+    return attached.carry_out(plan, detach=detach, as_json=as_json)
 
 
-@cli.command()
+@cli.command(cls=_JobCommand)
 @_what
 def render(**options: Any) -> None:
     """Print what `run` with the same options would send."""
@@ -140,56 +198,56 @@ def _rendered(plan: Plan, backend: Any) -> str:
 
 
 @cli.command()
-@_volume
+@_where
 @_json
-def ps(volume: Path | None, as_json: bool) -> None:
+def ps(places: list[Path], backend: str | None, as_json: bool) -> None:
     """List the runs, the newest first."""
     from runner import listing
 
-    listing.show_runs(volume, as_json)
+    listing.show_runs(places, backend, as_json)
 
 
 @cli.command()
 @click.argument("name", metavar="[RUN]", required=False)
-@_volume
+@_where
 @_json
-def status(name: str | None, volume: Path | None, as_json: bool) -> None:
+def status(name: str | None, places: list[Path], backend: str | None, as_json: bool) -> None:
     """Say in one sentence what a run does, why it ended, and what it would continue from."""
     from runner import listing, runs
 
-    listing.show_status(runs.find(name, volume), as_json)
+    listing.show_status(runs.find(name, places, backend), as_json)
 
 
 @cli.command()
 @click.argument("name", metavar="[RUN]", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
-@_volume
-def logs(name: str | None, follow: bool, volume: Path | None) -> None:
+@_where
+def logs(name: str | None, follow: bool, places: list[Path], backend: str | None) -> None:
     """Print what a run has printed, over all its attempts."""
     from runner import attached, runs
 
-    attached.show_logs(runs.find(name, volume), follow)
+    attached.show_logs(runs.find(name, places, backend), follow)
 
 
 @cli.command()
 @click.argument("name", metavar="[RUN]", required=False)
-@_volume
+@_where
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-def stop(name: str | None, volume: Path | None, yes: bool) -> None:
+def stop(name: str | None, places: list[Path], backend: str | None, yes: bool) -> None:
     """Tell a run to write a checkpoint and end; the same command continues it."""
     from runner import attached
 
-    attached.stop(_chosen(name, volume, yes, "Stop"))
+    attached.stop(_chosen(name, places, backend, yes, "Stop"))
 
 
 @cli.command()
 @click.argument("names", metavar="RUN...", nargs=-1, required=True)
-@_volume
-def wait(names: tuple[str, ...], volume: Path | None) -> None:
+@_where
+def wait(names: tuple[str, ...], places: list[Path], backend: str | None) -> int:
     """Wait until runs have ended; return the code of the first that did not succeed."""
     from runner import attached, runs
 
-    sys.exit(attached.wait([runs.find(name, volume) for name in names]))
+    return attached.wait([runs.find(name, places, backend) for name in names])
 
 
 @cli.command()
@@ -197,12 +255,14 @@ def wait(names: tuple[str, ...], volume: Path | None) -> None:
 @click.argument("target", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 @click.option("-f", "--follow", is_flag=True, help="Repeat until the run ends.")
 @click.option("--all", "everything", is_flag=True, help="Checkpoints and the project's snapshot, too.")
-@_volume
-def pull(name: str | None, target: Path | None, follow: bool, everything: bool, volume: Path | None) -> None:
+@_where
+def pull(
+    name: str | None, target: Path | None, follow: bool, everything: bool, places: list[Path], backend: str | None
+) -> None:
     """Copy the results of a run here: model, report, metrics, TensorBoard files, logs, what it wrote."""
     from runner import pulling, runs
 
-    pulling.pull(runs.find(name, volume), target, follow=follow, everything=everything)
+    pulling.pull(runs.find(name, places, backend), target, follow=follow, everything=everything)
 
 
 @cli.command()
@@ -213,30 +273,36 @@ def pull(name: str | None, target: Path | None, follow: bool, everything: bool, 
 )
 @click.option("--older", metavar="30d", help="With --unused: only what is older.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@_volume
-def rm(name: str | None, files: bool, unused: bool, older: str | None, yes: bool, volume: Path | None) -> None:
+@_where
+def rm(
+    name: str | None, files: bool, unused: bool, older: str | None, yes: bool, places: list[Path], backend: str | None
+) -> None:
     """Remove a run, or what nothing needs."""
     from runner import cleaning
 
+    if unused and name is not None:
+        raise click.UsageError(f"--unused takes no run. Remove {name} with: runner rm {name} --files")
+    if older and not unused:
+        raise click.UsageError("--older goes with --unused: runner rm --unused --older 30d")
     if unused:
-        cleaning.remove_unused(volume, older, yes)
+        cleaning.remove_unused(places, backend, older, yes)
     else:
-        cleaning.remove_run(_chosen(name, volume, yes, "Remove"), files)
+        cleaning.remove_run(_chosen(name, places, backend, yes, "Remove"), files)
 
 
-@cli.command()
+@cli.command(cls=_JobCommand)
 @_what
 @click.option(
     "--kills", type=click.IntRange(min=1), default=3, show_default=True, help="How many SIGKILLs, at random moments."
 )
 @click.option("--seed", type=int, help="For the same moments again.")
 @_json
-def prove(kills: int, seed: int | None, as_json: bool, **options: Any) -> None:
+def prove(kills: int, seed: int | None, as_json: bool, **options: Any) -> int:
     """Kill a training at random moments and show whether its weights come out bit for bit the same."""
     from runner import proof
     from runner.plan import Asked
 
-    sys.exit(proof.prove(Asked(**options), kills, seed, as_json))
+    return proof.prove(Asked(**options), kills, seed, as_json)
 
 
 @cli.command()
@@ -263,14 +329,12 @@ def lock(version: str, device: str, python: str | None) -> None:
     )
 
 
-def _chosen(name: str | None, volume: Path | None, yes: bool, verb: str) -> Found:
+def _chosen(name: str | None, places: list[Path], backend: str | None, yes: bool, verb: str) -> Found:
     """Return the run that was named; without a name the newest, after asking."""
-    from runner import runs
-    from runner.errors import UsageError
+    from runner import runs, terminal
 
-    found = runs.find(name, volume)
+    found = runs.find(name, places, backend)
     if name is None and not yes:
-        if not sys.stdin.isatty():
-            raise UsageError(f"which run? The newest is {found.name}; give its name, or --yes.")
-        click.confirm(f"{verb} {found.name}, the newest?", abort=True)
+        refusal = f"which run? The newest is {found.name}; give its name, or --yes."
+        terminal.confirm(f"{verb} {found.name}, the newest?", refusal)
     return found

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner import environments, plan, runs, terminal, virtualenvs
+from runner import environments, runs, terminal, virtualenvs
 
 
-def show_runs(volume: Path | None, as_json: bool) -> None:
-    """List the runs on a volume, or on all that were used before."""
-    volumes = [plan.volume_of(volume)] if volume else runs.places()
-    found = [run for place in volumes for run in runs.on_volume(place)]
+def show_runs(volumes: list[Path], backend: str | None, as_json: bool) -> None:
+    """List the runs on some volumes, or those of them that ran on one backend last."""
+    found = runs.on_volumes(volumes, backend)
     if as_json:
         print(runs.as_json([{**runs.status(run), "bytes": folder_size(run.directory)} for run in found]))
         return

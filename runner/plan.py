@@ -57,7 +57,7 @@ def decide(asked: Asked) -> Plan:
     project = projects.find(asked.job)
     values = project.job.values(asked.parameters)
     volume = volume_of(asked.volume)
-    name = specs.check_name(asked.name) if asked.name else _name(asked, project, values)
+    name = _name(asked, project, values) if asked.name is None else specs.check_name(asked.name)
     existing = runs.load(volume / name)
     files = projects.snapshot(project, volume)
     code = projects.manifest(files)
@@ -68,6 +68,8 @@ def decide(asked: Asked) -> Plan:
             f"request.json of {name} is missing or damaged, so it cannot be continued. Its files are in "
             f"{existing.directory}; begin under another name with --name."
         )
+    if existing:
+        _refuse_newer(existing)
     notes: list[str] = []
     mode, past = _mode(existing, code, asked, notes)
     run = _build(asked, project, values, volume, name, files, code, past, mode)
@@ -78,18 +80,34 @@ def decide(asked: Asked) -> Plan:
     return Plan(action="submit", directory=run.directory, run=run, existing=existing, notes=tuple(notes))
 
 
+def _refuse_newer(existing: runs.Found) -> None:
+    known = launcher.module().FORMAT
+    for file, content in (("request.json", existing.request), ("run.json", existing.record)):
+        if content.get("format", known) > known:
+            raise UsageError(
+                f"{file} of {existing.name} has format {content['format']}, written by a newer runner; this one knows "
+                f"{known}. Continue it with that one, or bring this one up to date: pip install --upgrade tensorflow-runner"
+            )
+
+
 def volume_of(given: Path | None) -> Path:
     """Return the volume as an absolute path; one that was named must exist, the default is made when it is needed."""
-    path = (given or Path(runs.DEFAULT_VOLUME)).expanduser().absolute()
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"the volume {str(path)!r} is not a directory.")
-    if given and not path.exists():
-        raise UsageError(f"the volume {str(path)!r} does not exist. Make it with: mkdir -p {shlex.quote(str(path))}")
+    path = place_of(given) if given else Path(runs.DEFAULT_VOLUME).expanduser()
     if path.exists() and not os.access(path, os.W_OK):
         raise UsageError(
             f"the volume {str(path)!r} cannot be written by this user, or is mounted read-only. Give another with --volume."
         )
     return path
+
+
+def place_of(given: Path) -> Path:
+    """Return a directory that was named as a volume, as an absolute path, if it exists."""
+    path = Path(os.path.expanduser(given)).absolute()  # noqa: PTH111 (pathlib's own fails where there is no such user)
+    if os.path.isdir(path):  # noqa: PTH112 (pathlib's own fails where a name is too long)
+        return path
+    if os.path.exists(path):  # noqa: PTH110
+        raise UsageError(f"the volume {str(path)!r} is not a directory. Give another with --volume.")
+    raise UsageError(f"the volume {str(path)!r} does not exist. Make it with: mkdir -p {shlex.quote(str(path))}")
 
 
 def _name(asked: Asked, project: projects.Project, values: Mapping[str, specs.Value]) -> str:
@@ -101,7 +119,7 @@ def _attach(existing: runs.Found, code: Mapping[str, str], asked: Asked) -> Plan
     if asked.fresh or asked.update_code:
         option = "--fresh" if asked.fresh else "--update-code"
         raise UsageError(
-            f"{existing.name} is going, so {option} is refused. Stop it first: runner stop {existing.name}"
+            f"{existing.name} is going, so {option} is refused. Stop it first: {runs.command('stop', existing)}"
         )
     changed = existing.request.get("code") != code
     note = (
@@ -189,7 +207,7 @@ def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.V
         "extend": [key for key, parameter in job.parameters.items() if parameter.extend],
         "code": dict(code),
         "data": {key: _hashes(*source) for key, source in data.items()},
-        "resources": {"cpus": asked.cpus or job.resources.cpus, "gpus": asked.gpus or job.resources.gpus},
+        "resources": {"cpus": asked.cpus or job.resources.cpus, "gpus": _gpus(asked, job)},
         "retries": job.retries if asked.retries is None else asked.retries,
         "checkpoint_every": every or "10s",
         "checkpoint_explicit": every is not None,
@@ -217,13 +235,33 @@ def _environment(
     kept = directory / "runner.lock"
     if past and kept.is_file() and (wanted is None or _same_row(wanted, past["environment"])):
         return past["environment"], kept.read_text(), list(past["pythons"])
-    device = "cuda" if asked.gpus or (asked.gpus is None and job.resources.gpus) else "cpu"
-    row = environments.find(wanted, device) if wanted else environments.default()
-    if device == "cuda" and row.device != "cuda":
+    row = _row(wanted, _gpus(asked, job))
+    if past and kept.is_file() and row.name == past["environment"]:
+        return row.name, kept.read_text(), list(past["pythons"])
+    return row.name, row.lock_text, list(row.pythons)
+
+
+def _gpus(asked: Asked, job: specs.Job) -> int:
+    return job.resources.gpus if asked.gpus is None else asked.gpus
+
+
+def _row(wanted: str | None, gpus: int) -> environments.Environment:
+    """Return the row of this name; with GPUs it must be one of those for cuda."""
+    wanted = wanted or environments.default().name
+    if not gpus:
+        return environments.find(wanted)
+    names = [row.name for row in environments.load().values() if row.device == "cuda"]
+    base = environments.find(wanted).name if wanted.endswith("-cpu") else wanted
+    try:
+        row = environments.find(base, "cuda")
+    except UsageError:
+        row = environments.find(base)  # unknown for the CPU too: that refusal says more
+    if row.device != "cuda":
+        there = f"There are {', '.join(names)}." if names else "There is none yet."
         raise UsageError(
-            f"--gpus {asked.gpus or job.resources.gpus} needs a cuda environment, and {row.name} is for the CPU. Leave --gpus out."
+            f"--gpus {gpus} needs an environment for cuda, and {row.name} is for the CPU. {there} Without --gpus it runs on the CPU."
         )
-    return row.name, row.lock.read_text(), list(row.pythons)
+    return row
 
 
 def _same_row(wanted: str, name: str) -> bool:
@@ -255,7 +293,9 @@ def _variables(given: tuple[str, ...]) -> dict[str, str]:
     for item in given:
         key, equals, value = item.partition("=")
         if not specs.VARIABLE.fullmatch(key):
-            raise UsageError(f"-e {item}: a variable is given as KEY or KEY=VALUE.")
+            raise UsageError(
+                f"-e {key}: a variable is given as KEY or KEY=VALUE; a KEY has letters, digits and _ only."
+            )
         if not equals and key not in os.environ:
             raise UsageError(
                 f"-e {key}: there is no variable {key} here whose value could be taken. Give -e {key}=VALUE."
@@ -286,8 +326,12 @@ def _data(asked: Asked, project: projects.Project) -> dict[str, tuple[datasets.D
             raise UsageError(
                 f"--data {item}: a data set is given as NAME=PATH, such as --data fashion-mnist=/data/fashion-mnist."
             )
-        given[name] = Path(path).expanduser().absolute()
+        given[name] = _absolute(path)
     return {name: _data_set(name, project, given.get(name)) for name in {**project.job.data, **given}}
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 (pathlib's own fails where there is no such user)
 
 
 def _data_set(name: str, project: projects.Project, given: Path | None) -> tuple[datasets.DataSet | None, Path | None]:
@@ -323,7 +367,7 @@ def _user() -> str:
 
 def again(asked: Asked, project: projects.Project, volume: Path) -> list[str]:
     """Return the command that continues this run, complete: it works from any directory."""
-    path = Path(asked.job).expanduser()
+    path = _absolute(asked.job)
     words = ["runner", "run", str(path.resolve()) if path.exists() else asked.job]
     for option, value in (
         ("-E", asked.environment),
@@ -331,11 +375,16 @@ def again(asked: Asked, project: projects.Project, volume: Path) -> list[str]:
         ("--name", asked.name),
     ):
         words += [option, value] if value else []
-    for option, values in (("-P", asked.parameters), ("-e", tuple(item.partition("=")[0] for item in asked.variables)),
-                           ("--secret", asked.secrets), ("--data", asked.data)):  # fmt: skip
+    data = (f"{name}={_absolute(path)}" for name, _, path in (item.partition("=") for item in asked.data))
+    for option, values in (
+        ("-P", asked.parameters),
+        ("-e", asked.variables),
+        ("--secret", asked.secrets),
+        ("--data", data),
+    ):
         for item in values:
             words += [option, item]
-    words += ["--cpus", str(asked.cpus)] if asked.cpus else []
-    words += ["--gpus", str(asked.gpus)] if asked.gpus else []
+    for option, number in (("--cpus", asked.cpus), ("--gpus", asked.gpus), ("--retries", asked.retries)):
+        words += [] if number is None else [option, str(number)]
     words += ["--volume", str(volume)] if volume != Path(runs.DEFAULT_VOLUME).expanduser() else []
     return words + (["--", *asked.command] if asked.command else [])

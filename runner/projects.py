@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import fnmatch
 import os
 import stat
@@ -34,18 +35,18 @@ class Project:
 
 def find(argument: str) -> Project:
     """Return the project that JOB, DIR or FILE names."""
-    path = Path(argument).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(argument))  # noqa: PTH111 (pathlib's own fails where there is no such user)
+    if os.path.isdir(path):  # noqa: PTH112 (pathlib's own fails where a name is too long)
         return _directory(path.resolve())
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113
         return _file(path.resolve())
     if os.sep in argument or argument.startswith(".") or path.suffix in (".py", ".ipynb"):
         raise UsageError(
-            f"{argument!r} is neither a directory nor a file. Give the path of a project or a script, or a job's name."
+            f"{argument[:200]!r} is neither a directory nor a file. Give the path of a project or a script, or a job's name."
         )
     jobs = {folder.parent.name: folder.parent for folder in resources.data("jobs").glob("*/job.yaml")}
     if argument not in jobs:
-        raise unknown("job", argument, jobs)
+        raise unknown("job", argument[:200], jobs)
     return _directory(jobs[argument])
 
 
@@ -59,59 +60,98 @@ def _file(path: Path) -> Project:
         raise UsageError(
             f"{path.name!r} is not a Python script. Give a .py file, or a directory and a command after --."
         )
-    root = next((folder for folder in path.parents if any((folder / name).exists() for name in MARKERS)), path.parent)
-    command = ("python", path.relative_to(root).as_posix())
-    if _too_wide(root):
+    root = next((folder for folder in path.parents if _is_project(folder)), path.parent)
+    if _too_wide(root) and not _is_project(root):
         return Project(root=path.parent, job=Job(), base=path.stem, command=("python", path.name), alone=path)
+    command = ("python", path.relative_to(root).as_posix())
     return Project(root=root, job=_directory(root).job, base=root.name, command=command)
 
 
-def _too_wide(root: Path) -> bool:
-    """Return whether a folder holds much more than a project: a home, a drive's root, a notebook's /content."""
-    return root == Path.home().resolve() or root == Path("/content") or os.path.ismount(root)
+def _is_project(folder: Path) -> bool:
+    """Return whether a folder is marked as a project. A home is none, whatever lies in it."""
+    return any((folder / name).exists() for name in MARKERS) and folder not in _homes()
+
+
+def _too_wide(folder: Path) -> bool:
+    """Return whether a folder holds much more than a script's modules: a home, a notebook's /content, a drive's root."""
+    return folder in _homes() or os.path.ismount(folder)
+
+
+def _homes() -> tuple[Path, ...]:
+    return (Path.home().resolve(), Path("/content"), Path("/"))
 
 
 def snapshot(project: Project, volume: Path | None) -> dict[str, Path]:
-    """Return the files that travel: path in the project -> where it is."""
-    if project.alone:
-        return {path.name if path.parent == project.root else path.relative_to(project.root).as_posix(): path
-                for path in _with_imports(project.alone, project.root)}  # fmt: skip
-    found = dict(_walk(project.root, volume))
+    """Return what travels: path in the project -> where it is; a path that ends with / is a folder without files."""
+    try:
+        if project.alone:
+            files = _with_imports(project.alone, project.root)
+            return {_portable(path.relative_to(project.root)): path for path in files}
+        found = dict(_Walk(project.root, volume.resolve() if volume else None).entries(project.root))
+    except OSError as error:
+        raise _unreadable(error) from error
     _refuse_large(project.root, found)
     return found
 
 
-def _walk(root: Path, volume: Path | None) -> Iterator[tuple[str, Path]]:
-    ignored = [*IGNORED, *_runnerignore(root)]
-    device = root.stat().st_dev
-    for folder, folders, names in os.walk(root):
-        here = Path(folder)
-        folders[:] = sorted(name for name in folders if _travels(here / name, root, ignored, device, volume))
-        for name in sorted(names):
-            path = here / name
-            relative = path.relative_to(root).as_posix()
-            if not _matches(relative, ignored) and _is_file(path):
-                yield relative, path
+def _unreadable(error: OSError) -> UsageError:
+    return UsageError(
+        f"{error.filename} cannot be read: {error.strerror}. Name it in .runnerignore if the job does not need it."
+    )
 
 
-def _travels(folder: Path, root: Path, ignored: list[str], device: int, volume: Path | None) -> bool:
-    if folder.is_symlink() or _matches(folder.relative_to(root).as_posix(), ignored):
-        return False
-    if (folder / "pyvenv.cfg").exists() or folder == volume or (folder / "conda-meta").is_dir():
-        return False
-    return folder.stat().st_dev == device
+class _Walk:
+    """A walk over a project: what is ignored, where it ends, and that no link leads it round in circles."""
+
+    def __init__(self, root: Path, volume: Path | None) -> None:
+        self.root, self.volume = root, volume
+        self.ignored = [*IGNORED, *_runnerignore(root)]
+        self.device = root.stat().st_dev
+
+    def entries(self, folder: Path, trail: tuple[Path, ...] = ()) -> Iterator[tuple[str, Path]]:
+        """Give (path in the project, where it is) of all that travels below a folder; `trail` is where we came from."""
+        trail = (*trail, folder.resolve())
+        paths = [path for path in sorted(folder.iterdir()) if not _matches(self._name(path), self.ignored)]
+        files = [path for path in paths if _is_file(path)]
+        yield from ((self._name(path), path) for path in files)
+        if not files and folder != self.root:
+            yield self._name(folder) + "/", folder
+        for path in paths:
+            if path.is_dir() and self._travels(path, trail):
+                yield from self.entries(path, trail)
+
+    def _name(self, path: Path) -> str:
+        return _portable(path.relative_to(self.root))
+
+    def _travels(self, folder: Path, trail: tuple[Path, ...]) -> bool:
+        if any((folder / name).exists() for name in ("pyvenv.cfg", "conda-meta")):
+            return False
+        if (folder / "request.json").exists() and (folder / "run.json").exists():
+            return False  # a run, on a volume in the project or pulled into it
+        there = folder.resolve()
+        circle = there in trail or self.root.is_relative_to(there)
+        return not circle and there != self.volume and folder.stat().st_dev == self.device
+
+
+def _portable(relative: Path) -> str:
+    """Return a path as it reads in UTF-8, so that a project is the same in every locale."""
+    return os.fsencode(relative.as_posix()).decode("utf-8", "surrogateescape")
 
 
 def _is_file(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
+    except FileNotFoundError:
         return False  # a broken link
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def _runnerignore(root: Path) -> list[str]:
     path = root / ".runnerignore"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path.is_file() else []
     return [line.strip().rstrip("/") for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -124,7 +164,7 @@ def _matches(relative: str, patterns: list[str]) -> bool:
 
 def _refuse_large(root: Path, found: Mapping[str, Path]) -> None:
     sizes: dict[str, int] = {}
-    for relative, path in found.items():
+    for relative, path in _files(found):
         top = relative.split("/", 1)[0]
         sizes[top] = sizes.get(top, 0) + path.stat().st_size
     total = sum(sizes.values())
@@ -146,7 +186,7 @@ def _with_imports(path: Path, folder: Path) -> list[Path]:
         found.append(current)
         try:
             tree = ast.parse(current.read_bytes())
-        except SyntaxError:
+        except (SyntaxError, ValueError):
             continue  # written for another Python, or wrong: the job itself will say so
         for name in _imported(tree):
             todo += [module for module in _module_files(folder, name) if module.is_file()]
@@ -168,22 +208,22 @@ def _module_files(folder: Path, name: str) -> list[Path]:
     return [folder / f"{name}.py", *(sorted(package.rglob("*.py")) if (package / "__init__.py").is_file() else [])]
 
 
-def manifest(files: Mapping[str, Path]) -> dict[str, str]:
-    """Return path -> SHA-256 of the snapshot; of notebooks only the cells' sources count."""
+def _files(entries: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    return ((relative, path) for relative, path in entries.items() if not relative.endswith("/"))
+
+
+def manifest(entries: Mapping[str, Path]) -> dict[str, str]:
+    """Return path -> SHA-256 of the snapshot's files; of notebooks only the cells' sources count."""
     try:
-        return {relative: launcher.module().code_hash(str(path)) for relative, path in files.items()}
+        return {relative: launcher.module().code_hash(str(path)) for relative, path in _files(entries)}
     except OSError as error:
-        raise UsageError(
-            f"{error.filename} cannot be read: {error.strerror}. Name it in .runnerignore if the job does not need it."
-        ) from error
+        raise _unreadable(error) from error
 
 
-def archive(root: Path, files: Mapping[str, Path], target: Path) -> None:
-    """Write the snapshot as a tar file; links within the project stay links, others become what they point to."""
-    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
-        for relative, path in files.items():
-            inside = path.is_symlink() and path.resolve().is_relative_to(root.resolve())
-            tar.dereference = not (inside and not path.readlink().is_absolute())
+def archive(entries: Mapping[str, Path], target: Path) -> None:
+    """Write the snapshot as a tar file. Links become what they point to: not every volume has links."""
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT, dereference=True) as tar:
+        for relative, path in entries.items():
             tar.inodes.clear()  # type: ignore[attr-defined]  # hard links travel as files of their own
             tar.add(path, arcname=relative, recursive=False, filter=_anonymous)
 

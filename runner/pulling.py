@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -18,9 +19,8 @@ PAUSE = 2.0  # seconds between two rounds of `-f`
 
 def pull(run: runs.Found, target: Path | None, *, follow: bool, everything: bool) -> None:
     """Copy results into `target` (./<run> by default); with `follow` again and again until the run ends."""
-    folder = (target or Path(run.name)).absolute()
-    if folder == run.directory or run.directory in folder.parents:
-        raise UsageError(f"{folder} is in the run's own directory. Give another folder.")
+    folder = Path(os.path.expanduser(target or run.name)).absolute()  # noqa: PTH111 (as in projects.py)
+    _refuse_bad(folder, run)
     wanted = _wanted(run, everything)
     print(
         f"{run.name}: {len(wanted)} files, {terminal.size(sum(size for _, size in wanted))}, to {folder}",
@@ -37,6 +37,17 @@ def pull(run: runs.Found, target: Path | None, *, follow: bool, everything: bool
         raise RunnerError(
             f"{error.filename} could not be copied: {error.strerror}. The same command goes on where it stopped."
         ) from error
+
+
+def _refuse_bad(folder: Path, run: runs.Found) -> None:
+    """Refuse to write into a run, where only its launcher may write, or beside one, where it would look like a run."""
+    there, own = folder.resolve(), run.directory.resolve()
+    if there.is_relative_to(own) or (there / ".lock").exists():
+        raise UsageError(f"{folder} is a run's own directory. Give another folder.")
+    if there.parent == own.parent:
+        raise UsageError(f"{folder} is on the volume, where it would look like a run. Give a folder elsewhere.")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is not a directory. Give another folder.")
 
 
 def _copy_all(run: runs.Found, folder: Path, everything: bool) -> None:
@@ -94,5 +105,6 @@ def _all(folder: Path) -> Iterator[tuple[Path, int]]:
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent) / name
-            if path.is_file() and not name.startswith((".lock", ".clock", ".writable")):
-                yield path.relative_to(folder), path.stat().st_size
+            with contextlib.suppress(FileNotFoundError):  # the run replaced it in the meantime
+                if path.is_file() and not name.startswith((".lock", ".clock", ".writable")):
+                    yield path.relative_to(folder), path.stat().st_size

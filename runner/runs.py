@@ -56,7 +56,8 @@ def load(directory: Path) -> Found | None:
     record = read(str(directory / "run.json"))
     if request is None and record is None:
         return None
-    return Found(directory=directory, request=request or {}, record=record or {}, going=going)
+    request, record = (value if isinstance(value, dict) else {} for value in (request, record))
+    return Found(directory=directory, request=request, record=record, going=going)
 
 
 def on_volume(volume: Path) -> list[Found]:
@@ -68,24 +69,34 @@ def on_volume(volume: Path) -> list[Found]:
     return sorted(found, key=lambda run: -_began(run))
 
 
+def on_volumes(volumes: list[Path], backend: str | None = None) -> list[Found]:
+    """Return the runs on several volumes; with `backend` those that ran there last."""
+    return [run for place in volumes for run in on_volume(place) if _ran_on(run, backend)]
+
+
+def _ran_on(run: Found, backend: str | None) -> bool:
+    return backend is None or backend == (run.record.get("backend") or run.request.get("backend"))
+
+
 def _began(run: Found) -> float:
     attempts = run.record.get("attempts") or []
     return float(attempts[-1]["started"]) if attempts else 0.0
 
 
-def find(name: str | None, volume: Path | None) -> Found:
-    """Return the run of this name or unique prefix, on this volume or on those that were used before; None is the newest."""
-    volumes = [volume] if volume else places()
+def find(name: str | None, volumes: list[Path], backend: str | None = None) -> Found:
+    """Return the run of this name or unique prefix on these volumes; None is the newest."""
+    if name is not None:
+        exact = [run for place in volumes for run in [load(_inside(place, name))] if run and _ran_on(run, backend)]
+        if exact:
+            return exact[0]
+    found = on_volumes(volumes, backend)
     if name is None:
-        newest = sorted((run for place in volumes for run in on_volume(place)), key=lambda run: -_began(run))
-        if not newest:
+        if not found:
             raise UsageError(f"there is no run on {_listed(volumes)}. Start one with: runner run fashion_mnist")
-        return newest[0]
-    exact = [run for place in volumes for run in [load(_inside(place, name))] if run]
-    if exact:
-        return exact[0]
-    known = {run.name: run for place in volumes for run in on_volume(place)}
+        return max(found, key=_began)
+    known = {run.name: run for run in reversed(found)}
     matches = sorted(other for other in known if other.startswith(name))
+    matches = [other for other in matches if "." not in other] or matches  # not those that --fresh has kept
     if len(matches) > 1:
         raise UsageError(
             f"{name!r} is the beginning of several runs: {', '.join(matches[:10])}. Give more of the name."
@@ -144,10 +155,12 @@ def _iso(moment: float | None) -> str | None:
     return None if moment is None else time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(moment))
 
 
-def places() -> list[Path]:
+def places(configured: str | None = None) -> list[Path]:
     """Return the volumes that were used before, the default first. Losing the list loses nothing."""
-    default = Path(os.environ.get("RUNNER_VOLUME") or DEFAULT_VOLUME).expanduser().absolute()
-    remembered = launcher.module().read_json(str(resources.state("places.json"))) or []
+    default = Path(os.environ.get("RUNNER_VOLUME") or configured or DEFAULT_VOLUME).expanduser().absolute()
+    remembered = launcher.module().read_json(str(resources.state("places.json")))
+    if not isinstance(remembered, list):
+        remembered = []
     return list(dict.fromkeys([default, *(Path(place) for place in remembered if isinstance(place, str))]))
 
 
@@ -162,6 +175,11 @@ def remember(volume: Path) -> None:
         launcher.module().write_json(str(path), [*known, str(volume)][-50:])
     except OSError:
         pass  # only convenience is lost
+
+
+def command(verb: str, run: Found) -> str:
+    """Return the command that does something with a run; it works from any directory."""
+    return f"runner {verb} {run.name} --volume {shlex.quote(str(run.directory.parent))}"
 
 
 def next_commands(run_name: str, volume: Path) -> Iterator[str]:

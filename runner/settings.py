@@ -41,7 +41,7 @@ def defaults(profile: str | None, commands: Mapping[str, click.Command]) -> dict
 
 
 def _file() -> Path | None:
-    return next((path for path in (Path("runner.yaml"), _home() / "runner.yaml") if path.is_file()), None)
+    return next((path for path in (Path("runner.yaml").absolute(), _home() / "runner.yaml") if path.is_file()), None)
 
 
 def _home() -> Path:
@@ -61,4 +61,14 @@ def _profile(path: Path, name: str | None) -> Mapping[str, Any]:
             raise UsageError(f"{profiles.where(name or 'default')}: a profile is a mapping (option: value).")
         return {}
     options.refuse_unknown(KEYS, "option")
-    return options
+    for key, value in options.items():
+        if not isinstance(value, (str, int)) or isinstance(value, bool):
+            raise UsageError(
+                f"{options.where(key)}: {key} must be a word or a number, not {value!r}. Quotes keep 2.15 a word."
+            )
+    return {**options, "volume": _beside(path, options["volume"])} if "volume" in options else options
+
+
+def _beside(file: Path, folder: str | int) -> str:
+    """Return a folder as an absolute path; one that is given without / is beside the file that names it."""
+    return os.path.join(file.parent, os.path.expanduser(str(folder)))  # noqa: PTH111, PTH118

@@ -149,7 +149,9 @@ def _section(found: yamlfile.Mapping, key: str) -> yamlfile.Mapping:
 def _text(found: yamlfile.Mapping, key: str) -> str | None:
     value = found.get(key)
     if value is not None and not isinstance(value, str):
-        raise UsageError(f"{found.where(key)}: {key} must be text, not {value!r}.")
+        raise UsageError(
+            f'{found.where(key)}: {key} must be text, not {value!r}. A number is text in quotes: "{value}".'
+        )
     return value
 
 
@@ -207,6 +209,8 @@ def _value(value: object, where: str) -> Value:
 def _resources(found: yamlfile.Mapping) -> Resources:
     found.refuse_unknown(RESOURCE_KEYS, "resource")
     memory = found.get("memory")
+    if memory is not None and not re.fullmatch(r"\d+(\.\d+)?([KMGT]i?)?", str(memory)):
+        raise UsageError(f"{found.where('memory')}: memory is a number of bytes, such as 4Gi or 500M, not {memory!r}.")
     cpus = _whole(found, "cpus", 0) or None
     return Resources(cpus=cpus, memory=None if memory is None else str(memory), gpus=_whole(found, "gpus", 0))
 

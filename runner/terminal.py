@@ -9,6 +9,8 @@ import time
 from types import TracebackType
 from typing import TextIO
 
+from runner.errors import UsageError
+
 
 class ProgressLine:
     """One line, rewritten with a carriage return (never cursor-up, so that a notebook's cell shows it too).
@@ -78,6 +80,16 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def confirm(question: str, refusal: str) -> None:
+    """Ask on the terminal; a no, or that there is no terminal, is a refusal."""
+    if not sys.stdin.isatty():
+        raise UsageError(refusal)
+    import click
+
+    if not click.confirm(question, err=True):
+        raise UsageError("nothing was done.")
 
 
 def table(header: list[str], rows: list[list[str]]) -> None:

@@ -37,8 +37,13 @@ class Backend(Protocol):
 BACKENDS: Final = {"native": "runner.backends.native"}
 
 
-def get(name: str) -> Backend:
-    """Return the backend of this name."""
+def check(name: str) -> None:
+    """Refuse a backend that there is not."""
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
+
+
+def get(name: str) -> Backend:
+    """Return the backend of this name."""
+    check(name)
     return cast(Backend, importlib.import_module(BACKENDS[name]))

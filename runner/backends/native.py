@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import datasets, launcher, process, projects, resources, virtualenvs
+from runner import datasets, launcher, process, projects, resources, runs, virtualenvs
 from runner.errors import RunnerError, UsageError
 from runner.runs import Found
 from runner.specs import Run
@@ -40,13 +41,15 @@ class Started:
 
 def render(run: Run) -> str:
     """Return the command and the variables that `submit` would use."""
+    run = dataclasses.replace(run, request={**run.request, "submission": "<new>"})
     python = Path("<environment>") / "bin" / "python"
     lines = [f"# environment {run.request['environment']}, Python {' or '.join(run.pythons)}"]
+    lines.append(f"# the caller's variables less {', '.join(f'{name}*' for name in DROPPED)}, and these:")
     lines += [f"{name}={shlex.quote(value)}" for name, value in sorted(run.variables.items())]
     lines += [f"{name}=<secret>" for name in sorted(run.secrets)]
     lines.append(shlex.join(str(word) for word in _argv(run, python, _handover(run))))
     lines.append("# request.json")
-    lines.append(json.dumps({**run.request, "submission": "<new>"}, indent=1))
+    lines.append(json.dumps(run.request, indent=1))
     return "\n".join(lines)
 
 
@@ -76,7 +79,9 @@ def stop(run: Found, kill: bool = False) -> None:
         return
     module = launcher.module()
     if holder["boot"] != module.boot() or holder["space"] != module.process_space():
-        raise UsageError(f"{run.name} runs on {holder['host']}, not here. Stop it there with: runner stop {run.name}")
+        raise UsageError(
+            f"{run.name} runs on {holder['host']}, not here. Stop it there with: {runs.command('stop', run)}"
+        )
     try:
         os.kill(int(holder["pid"]), signal.SIGINT if kill else signal.SIGTERM)
     except ProcessLookupError:
@@ -89,14 +94,39 @@ def stop(run: Found, kill: bool = False) -> None:
 
 def remove(run: Found) -> None:
     """Remove the hand-overs of a run."""
-    for folder in resources.cache("submissions").glob(f"{run.name}-{'?' * 12}"):
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in _handovers(run.name):
+        if _directory(folder) == run.directory or not in_use(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_use(handover: Path) -> bool:
+    """Return whether a launcher works from this hand-over, or is about to: a run of this name on any volume may."""
+    try:
+        if time.time() - handover.stat().st_mtime < 60:
+            return True
+    except FileNotFoundError:
+        return False
+    directory = _directory(handover)
+    run = runs.load(directory) if directory else None
+    return run is not None and run.going and handover.name.endswith(str(run.record.get("submission")))
+
+
+def _directory(handover: Path) -> Path | None:
+    """Return the directory of the run that a hand-over is for."""
+    try:
+        return Path(os.fsdecode((handover / "directory").read_bytes()))
+    except OSError:
+        return None
+
+
+def _handovers(name: str) -> list[Path]:
+    return list(resources.cache("submissions").glob(f"{name}-{'?' * 12}"))
 
 
 def write_handover(run: Run, folder: Path, data: Mapping[str, Path]) -> None:
     """Write the folder that launch.py is started from: itself, the request, the project and the checkpoint module."""
-    for old in folder.parent.glob(f"{run.name}-{'?' * 12}"):
-        if old != folder and time.time() - old.stat().st_mtime > 60:  # younger: another start in the same second
+    for old in _handovers(run.name):
+        if not in_use(old):
             shutil.rmtree(old, ignore_errors=True)
     try:
         (folder / "lib").mkdir(parents=True)
@@ -105,7 +135,8 @@ def write_handover(run: Run, folder: Path, data: Mapping[str, Path]) -> None:
         for name, path in data.items():
             (folder / "data").mkdir(exist_ok=True)
             (folder / "data" / name).symlink_to(path)
-        projects.archive(run.root, run.code, folder / "project.tar")
+        projects.archive(run.code, folder / "project.tar")
+        (folder / "directory").write_bytes(os.fsencode(run.directory))
         (folder / "runner.lock").write_text(run.lock)
         (folder / "request.json").write_text(json.dumps(dict(run.request)))
     except OSError as error:
