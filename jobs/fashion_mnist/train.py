@@ -178,12 +178,11 @@ class Run:
     def train_epoch(self, epoch):
         """Train on all images once, in the order of this epoch, from wherever in it the state is."""
         order = random_for(self.parameters, SHUFFLE, epoch).permutation(len(self.training.labels))
-        images = self.training.images.reshape(len(order), -1)[order]
-        labels = self.training.labels[order]
+        images, labels = self.training.images.reshape(len(order), -1), self.training.labels
         done = int(self.state.step) - epoch * self.steps_per_epoch
         while done < self.steps_per_epoch:
             count = min(self.chunk, self.steps_per_epoch - done, self.checkpoint.steps_left(int(self.state.step)))
-            part = slice(done * self.batch, (done + count) * self.batch)
+            part = order[done * self.batch : (done + count) * self.batch]
             self.state = self.loop.run(self.state, images[part], labels[part])
             done += count
             if done == self.steps_per_epoch:
