@@ -80,7 +80,8 @@ def installed() -> list[Installed]:
 def remove(path: Path) -> None:
     """Delete a virtualenv, when nobody is making it."""
     with _locked(_key_of(path), path.name):
-        _discard(path)
+        if path.exists():
+            _discard(path)
 
 
 def unlinked_cache() -> int:
