@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,10 +22,11 @@ class _Command(click.Command):
     """A command whose refusal of an option says what people most often meant."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = list(args)  # click takes them out one by one
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            raise click.UsageError(_unknown_option(error, self.name or "", args), ctx) from error
+            raise click.UsageError(_unknown_option(error, self.name or "", words), ctx) from error
 
 
 class _JobCommand(_Command):
@@ -37,7 +39,7 @@ class _JobCommand(_Command):
         if stray and not ctx.resilient_parsing:
             raise click.UsageError(
                 f"{stray[0]!r}: a parameter is given as -P {stray[0] if '=' in stray[0] else 'epochs=20'}, "
-                f"and a command after --, such as: -- python train.py",
+                f"and a command after --, such as: -- python train.py.",
                 ctx,
             )
         ctx.params["command"] = tuple(args[cut + 1 :])
@@ -63,14 +65,15 @@ def _unknown_option(error: click.NoSuchOption, command: str, args: list[str]) ->
     option = error.option_name
     if option in ("--env", "--environment"):
         return f"there is no option {option}. The environment is given with -E, such as -E tf2.15; a variable with -e KEY=VALUE."
-    nearest = f" Did you mean {error.possibilities[0]}?" if error.possibilities else ""
+    close = difflib.get_close_matches(option.strip("-"), [other.strip("-") for other in error.possibilities or ()], n=1)
+    nearest = f" Did you mean --{close[0]}?" if close else ""
     if command not in ("run", "prove", "render"):
         return f"there is no option {option}.{nearest}"
     name = option.lstrip("-").replace("-", "_")
     value = _value_of(option, args)
     return (
         f"there is no option {option}.{nearest} A job's parameter is given as -P {name}={value}, "
-        f"and a script's own options after --, such as: -- {option} {value}"
+        f"and a script's own options after --, such as: -- {option} {value}."
     )
 
 

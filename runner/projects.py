@@ -124,10 +124,9 @@ class _Walk:
         return _portable(path.relative_to(self.root))
 
     def _travels(self, folder: Path, trail: tuple[Path, ...]) -> bool:
-        if any((folder / name).exists() for name in ("pyvenv.cfg", "conda-meta")):
-            return False
-        if (folder / "request.json").exists() and (folder / "run.json").exists():
-            return False  # a run, on a volume in the project or pulled into it
+        names = set(os.listdir(folder))
+        if names & {"pyvenv.cfg", "conda-meta"} or names >= {"request.json", "run.json"}:
+            return False  # a virtualenv; a run, on a volume in the project or pulled into it
         there = folder.resolve()
         circle = there in trail or self.root.is_relative_to(there)
         return not circle and there != self.volume and folder.stat().st_dev == self.device

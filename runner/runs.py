@@ -54,7 +54,7 @@ def load(directory: Path) -> Found | None:
     going = launcher.module().going(str(directory))  # first: whoever is no longer going has written down how it ended
     request = read(str(directory / "request.json"))
     record = read(str(directory / "run.json"))
-    if request is None and record is None:
+    if request is None and record is None and not (directory / "request.json").exists():
         return None
     request, record = (value if isinstance(value, dict) else {} for value in (request, record))
     return Found(directory=directory, request=request, record=record, going=going)

@@ -54,7 +54,7 @@ def _profile(path: Path, name: str | None) -> Mapping[str, Any]:
 
     profiles = yamlfile.load(path)
     if name and name not in profiles:
-        raise unknown(f"profile in {path}:", name, profiles)
+        raise UsageError(f"{path}: {unknown('profile', name, profiles)}")
     options = profiles.get(name or "default") or {}
     if not isinstance(options, yamlfile.Mapping):
         if options:

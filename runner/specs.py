@@ -41,7 +41,7 @@ class Parameter:
     def check(self, value: Value, where: str) -> Value:
         """Return a value of the right type if it is allowed."""
         if self.choices and value not in self.choices:
-            raise unknown(f"value in {where}:", str(value), [str(choice) for choice in self.choices])
+            raise UsageError(f"{where}: {unknown('value', str(value), [str(choice) for choice in self.choices])}")
         if self.min is not None and not isinstance(value, (str, bool)) and value < self.min:
             raise UsageError(f"{where}: {self.name} must be at least {self.min:g}.")
         if self.max is not None and not isinstance(value, (str, bool)) and value > self.max:
