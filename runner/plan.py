@@ -10,7 +10,7 @@ import platform
 import secrets
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,22 +61,30 @@ def decide(asked: Asked) -> Plan:
     existing = runs.load(volume / name)
     files = projects.snapshot(project, volume)
     code = projects.manifest(files)
-    if existing and existing.going:
-        return _attach(existing, code, asked)
-    if existing and not existing.request:
-        raise UsageError(
-            f"request.json of {name} is missing or damaged, so it cannot be continued. Its files are in "
-            f"{existing.directory}; begin under another name with --name."
-        )
     if existing:
         _refuse_newer(existing)
+    if existing and not existing.request and not asked.fresh:
+        raise UsageError(
+            f"request.json of {name} is missing or damaged, so it cannot be continued. Its files are in "
+            f"{existing.directory}; begin again with --fresh (they are kept), or under another name with --name."
+        )
+
+    def build(past: Mapping[str, Any] | None, mode: str) -> Run:
+        return _build(asked, project, values, volume, name, files, code, past, mode)
+
+    run = build(existing.request if existing else None, "update-code" if asked.update_code else "continue")
     notes: list[str] = []
-    mode, past = _mode(existing, code, asked, notes)
-    run = _build(asked, project, values, volume, name, files, code, past, mode)
-    if existing and past and mode != "fresh":
+    if existing and existing.going:
+        return _attach(existing, run, asked)
+    if existing and asked.fresh and not _begun_by(existing, run):
+        run = build(None, "fresh")
+    elif existing:
+        if asked.fresh:
+            notes.append("this run was begun afresh by this very command and was interrupted: it is continued")
         _compare(existing, run, notes)
         if existing.state == "succeeded" and not _extended(existing, run):
             return Plan(action="show", directory=existing.directory, existing=existing)
+    run = replace(run, secrets=_values(run.request["secrets"]))
     return Plan(action="submit", directory=run.directory, run=run, existing=existing, notes=tuple(notes))
 
 
@@ -115,38 +123,29 @@ def _name(asked: Asked, project: projects.Project, values: Mapping[str, specs.Va
     return specs.run_name(project.base, asked.environment, named, asked.command or project.command)
 
 
-def _attach(existing: runs.Found, code: Mapping[str, str], asked: Asked) -> Plan:
+def _attach(existing: runs.Found, run: Run, asked: Asked) -> Plan:
     if asked.fresh or asked.update_code:
         option = "--fresh" if asked.fresh else "--update-code"
         raise UsageError(
             f"{existing.name} is going, so {option} is refused. Stop it first: {runs.command('stop', existing)}"
         )
-    changed = existing.request.get("code") != code
-    note = (
-        ("the code here has changed since this run began; it goes on with the code that it began with",)
-        if changed
-        else ()
-    )
-    return Plan(action="attach", directory=existing.directory, existing=existing, notes=note)
+    notes = []
+    if existing.request and _changes(existing, run):
+        notes.append("the code here has changed since this run began; it goes on with the code that it began with")
+    if existing.request and _extended(existing, run):
+        notes.append("it goes on to where it was told to end; the same command extends it then")
+    return Plan(action="attach", directory=existing.directory, existing=existing, notes=tuple(notes))
 
 
-def _mode(
-    existing: runs.Found | None, code: Mapping[str, str], asked: Asked, notes: list[str]
-) -> tuple[str, Mapping[str, Any] | None]:
-    """Return the mode of the submission and the request that it goes on with (None: it begins)."""
-    if existing is None:
-        return "continue", None
+def _begun_by(existing: runs.Found, run: Run) -> bool:
+    """Return whether `--fresh` was left standing in the command: this very command began the run, which was interrupted."""
     past = existing.request
-    if asked.fresh:
-        same = past.get("begun_fresh") and past.get("code") == code
-        if not (same and existing.state == "interrupted"):
-            return "fresh", None
-        notes.append("this run was begun afresh by this very command and was interrupted: it is continued")
-    return ("update-code" if asked.update_code else "continue"), past
+    begun = past.get("begun_fresh") and not launcher.module().differences(past, run.request)
+    return bool(begun) and existing.state == "interrupted"
 
 
-def _compare(existing: runs.Found, run: Run, notes: list[str]) -> None:
-    """Refuse what differs from the run's beginning, showing it; note what is accepted."""
+def _changes(existing: runs.Found, run: Run) -> list[str]:
+    """Return what is changed in the code; refuse what else differs from the run's beginning, showing it."""
     module, past, now = launcher.module(), existing.request, run.request
     frozen = module.differences({**past, "code": {}}, {**now, "code": {}})
     if frozen:
@@ -154,15 +153,23 @@ def _compare(existing: runs.Found, run: Run, notes: list[str]) -> None:
             f"{existing.name} was begun differently ({existing.directory}):\n  " + "\n  ".join(frozen)
             + "\nAsk for the same, choose another --name, or begin again with --fresh (the old run is kept)."
         )  # fmt: skip
-    changed = module.code_differences(past, now)
-    if not changed:
-        return
-    if past.get("project") != now["project"] and now["mode"] == "continue" and Path(past.get("project", "")).exists():
+    changed: list[str] = module.code_differences(past, now)
+    other = past.get("project") != now["project"] and Path(past.get("project", "")).exists()
+    if changed and other and now["mode"] == "continue":
         raise UsageError(
             f"{existing.name} belongs to another project: {past.get('project')}. Give this one a name of its own with --name."
         )
-    if now["mode"] == "update-code" and existing.state != "succeeded":
-        notes.append(f"{len(changed)} files of the code are updated; the run is no longer exact")
+    return changed
+
+
+def _compare(existing: runs.Found, run: Run, notes: list[str]) -> None:
+    """Refuse what differs from the run's beginning; note what is accepted."""
+    changed = _changes(existing, run)
+    if not changed:
+        return
+    if run.request["mode"] == "update-code" and existing.state != "succeeded":
+        files = f"{len(changed)} file{'s' if len(changed) > 1 else ''}"
+        notes.append(f"{files} of the code: updated; the run is no longer exact")
     elif existing.checkpoint() is None and existing.state != "succeeded":
         notes.append("the code has changed and there is no checkpoint yet: it begins anew with the code of now")
     else:
@@ -183,7 +190,7 @@ def _extended(existing: runs.Found, run: Run) -> bool:
 def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.Value], volume: Path, name: str,
            files: Mapping[str, Path], code: Mapping[str, str], past: Mapping[str, Any] | None, mode: str) -> Run:  # fmt: skip
     row, lock, pythons = _environment(asked, project.job, volume / name, past)
-    variables, hidden = _variables(asked.variables), _secrets(asked.secrets, past)
+    variables = _variables(asked.variables)
     data = _data(asked, project)
     job = project.job
     command, from_job = _command(asked, project)
@@ -212,7 +219,7 @@ def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.V
         "checkpoint_every": every or "10s",
         "checkpoint_explicit": every is not None,
         "variables": sorted(variables),
-        "secrets": sorted(hidden),
+        "secrets": _secrets(asked.secrets, past),
         "backend": asked.backend,
         "submission": secrets.token_hex(6),
         "mode": mode,
@@ -223,7 +230,7 @@ def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.V
     return Run(
         name=name, volume=volume, request=request, root=project.root, code=files, lock=lock, pythons=tuple(pythons),
         python=_first_python(volume / name) if past else None, data=data,
-        variables=variables, secrets=hidden,
+        variables=variables,
     )  # fmt: skip
 
 
@@ -304,17 +311,22 @@ def _variables(given: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _secrets(given: tuple[str, ...], past: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return the secrets' values, taken from the caller's environment; those that the run began with must be there again."""
-    wanted = [*given, *(key for key in (past or {}).get("secrets", []) if key not in given)]
-    for key in wanted:
+def _secrets(given: tuple[str, ...], past: Mapping[str, Any] | None) -> list[str]:
+    """Return the secrets' names: those that are given, and those that the run began with."""
+    for key in given:
         if not specs.VARIABLE.fullmatch(key):
             raise UsageError(
                 f"--secret {key.partition('=')[0]}: give the name of a variable only, so that its value stands in no command line."
             )
+    return sorted({*given, *(past or {}).get("secrets", [])})
+
+
+def _values(secrets: list[str]) -> dict[str, str]:
+    """Return the secrets' values, taken from the caller's environment, when an attempt needs them."""
+    for key in secrets:
         if key not in os.environ:
             raise UsageError(f"the secret {key} is not set here. Set it with: export {key}=...")
-    return {key: os.environ[key] for key in wanted}
+    return {key: os.environ[key] for key in secrets}
 
 
 def _data(asked: Asked, project: projects.Project) -> dict[str, tuple[datasets.DataSet | None, Path | None]]:
