@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import signal
 import sys
 
 
@@ -18,9 +19,9 @@ def main() -> None:
     try:
         code = _run()
         sys.stdout.flush()
-    except BrokenPipeError:  # `runner logs | head`
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # no complaint at exit
-        code = 0
+        code = 128 + signal.SIGPIPE
     sys.exit(code)
 
 
@@ -39,8 +40,6 @@ def _run() -> int:
         return _fail(f"{error}\n{getattr(error, 'output', '').strip()[-2000:]}", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
-        raise
     except OSError as error:  # a full disk, a file that may not be read: nothing that the runner could have known
         return _fail(f"{error.filename or 'the runner'}: {error.strerror or error}.", RunnerError.exit_code)
 

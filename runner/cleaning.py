@@ -94,7 +94,7 @@ def _unused(places: list[Path], backend: str | None) -> Iterator[Waste]:
             yield Waste(path=run.directory, why=why, bytes=folder_size(run.directory), used=used)
     # Whatever is to be cleaned: a run on any volume that is known needs its environment.
     everywhere = runs.on_volumes(list(dict.fromkeys([*places, *runs.places()])))
-    needed = {str(run.request.get("lock")) for run in everywhere if not _is_waste(run)}
+    needed = {str(run.request.get("lock")) for run in everywhere if not _is_waste(run)} | native.locks_in_use()
     rows = {virtualenvs.lock_hash(row.lock.read_text()) for row in environments.load().values() if row.lock.is_file()}
     for made in virtualenvs.installed():
         if made.lock_hash not in needed:

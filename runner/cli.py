@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,6 +51,12 @@ class _Group(click.Group):
     """A group that offers the nearest command, and gives the options of a profile in runner.yaml as defaults."""
 
     command_class = _Command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `runner logs | head`; click would make a 1 of it
+            return 128 + signal.SIGPIPE
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -111,6 +111,13 @@ def in_use(handover: Path) -> bool:
     return run is not None and run.going and handover.name.endswith(str(run.record.get("submission")))
 
 
+def locks_in_use() -> set[str]:
+    """Return the hashes of the locks whose environments launchers work in now, on volumes that nobody remembers, too."""
+    folders = [folder for folder in resources.cache("submissions").glob("*") if in_use(folder)]
+    requests = [launcher.module().read_json(str(folder / "request.json")) or {} for folder in folders]
+    return {str(request.get("lock")) for request in requests}
+
+
 def _directory(handover: Path) -> Path | None:
     """Return the directory of the run that a hand-over is for."""
     try:
