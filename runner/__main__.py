@@ -15,6 +15,7 @@ def main() -> None:
         sys.exit(
             "runner: Windows itself is not supported; it works in WSL (https://learn.microsoft.com/windows/wsl/install)."
         )
+    _use_utf_8()
     _open_streams()
     try:
         code = _run()
@@ -56,6 +57,12 @@ def _words(error: Exception) -> str:
     if not context or message.startswith("Usage:"):  # `runner` alone shows its help
         return message
     return f"{message} All options: {context.command_path} --help"
+
+
+def _use_utf_8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale is another: a run is the same run in all locales."""
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _open_streams() -> None:

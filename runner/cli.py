@@ -327,7 +327,7 @@ def envs(name: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("version", metavar="X.Y.Z")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What it runs on.")
 @click.option("--python", metavar="3.N", help="The Python to lock for [what the wheels allow].")
 def lock(version: str, device: str, python: str | None) -> None:
     """Make an environment of your own for any other TensorFlow version, in ./environments.yaml and ./locks/."""

@@ -86,7 +86,7 @@ def snapshot(project: Project, volume: Path | None) -> dict[str, Path]:
     try:
         if project.alone:
             files = _with_imports(project.alone, project.root)
-            return {_portable(path.relative_to(project.root)): path for path in files}
+            return {path.relative_to(project.root).as_posix(): path for path in files}
         found = dict(_Walk(project.root, volume.resolve() if volume else None).entries(project.root))
     except OSError as error:
         raise _unreadable(error) from error
@@ -121,7 +121,7 @@ class _Walk:
                 yield from self.entries(path, trail)
 
     def _name(self, path: Path) -> str:
-        return _portable(path.relative_to(self.root))
+        return path.relative_to(self.root).as_posix()
 
     def _travels(self, folder: Path, trail: tuple[Path, ...]) -> bool:
         names = set(os.listdir(folder))
@@ -130,11 +130,6 @@ class _Walk:
         there = folder.resolve()
         circle = there in trail or self.root.is_relative_to(there)
         return not circle and there != self.volume and folder.stat().st_dev == self.device
-
-
-def _portable(relative: Path) -> str:
-    """Return a path as it reads in UTF-8, so that a project is the same in every locale."""
-    return os.fsencode(relative.as_posix()).decode("utf-8", "surrogateescape")
 
 
 def _is_file(path: Path) -> bool:
