@@ -513,8 +513,10 @@ def describe(record, directory, is_going, code=None):
     again = " The same command %s." % (
         "continues from %s" % checkpoint_words(checkpoint)
         if checkpoint
-        else "starts it again from the beginning, for there is no checkpoint yet"
+        else "starts it%s from the beginning, for there is no checkpoint yet" % (" again" if last else "")
     )
+    if not last and os.path.isdir(os.path.join(directory, "logs")):
+        return "How it ended is not known, for its run.json is lost." + again
     return _why(record, last) + again
 
 

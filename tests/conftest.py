@@ -144,7 +144,7 @@ def kill_launcher(directory: Path, number: int = signal.SIGKILL) -> None:
     """Send a signal to the launcher of a run that is going, and wait until it is gone."""
     module = launcher.module()
     holder = module.holder(str(directory / ".lock"))
-    if holder and module.going(str(directory)):
+    if holder and holder["boot"] == module.boot() and module.going(str(directory)):
         try:
             os.kill(holder["pid"], number)
         except ProcessLookupError:

@@ -1,0 +1,354 @@
+"""launch.py by itself: replaced launchers, the lock, the heartbeat, kills at any moment, damaged and newer records."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import JOBS, Cli, kill_launcher, need, step_of, until
+
+from runner import interpreters, launcher
+
+LONG = {"steps": 100000, "pause": 0.01}  # it goes on until somebody ends it
+
+
+def handover(cli: Cli) -> Path:
+    """Return the folder of the newest submission."""
+    return max((Path(cli.env["RUNNER_CACHE"]) / "submissions").iterdir(), key=lambda path: path.stat().st_mtime)
+
+
+def launch(cli: Cli, folder: Path, **variables: str) -> subprocess.Popen[str]:
+    """Start launch.py from a hand-over, as a replaced pod does."""
+    command = [sys.executable, str(folder / "launch.py"), str(cli.volume)]
+    return subprocess.Popen(
+        command, env={**cli.env, **variables}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+
+
+def start(cli: Cli, *words: str, checkpoint: int = 1, **parameters: Any) -> Path:
+    cli.run("counter", "--detach", *words, **{**LONG, **parameters})
+    directory = cli.only().directory
+    until(lambda: step_of(directory) >= checkpoint, what=f"checkpoint {checkpoint}")
+    return directory
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+# ---------------------------------------------------------------- replaced launchers
+
+
+def test_a_replaced_launcher_has_the_same_budget(cli):
+    cli.run("counter", "--retries", "2", "--detach", fault="hang", at=0)
+    directory, folder = cli.only().directory, handover(cli)
+    for number in (2, 3):
+        kill_launcher(directory)
+        replaced = launch(cli, folder)
+        until(lambda number=number: (directory / "logs" / f"attempt-{number}.log").exists(), what=f"attempt {number}")
+        until(lambda: cli.only().going and cli.only().record["attempts"][-1].get("group"), what="the child")
+        replaced.kill()
+        replaced.communicate()
+    last = launch(cli, folder)
+    last.communicate(timeout=20)
+    assert last.returncode == 70
+    assert len(cli.only().record["attempts"]) == 3
+
+
+def test_what_was_returned_is_final_for_the_submission(cli):
+    cli.run("counter", fault="exit", at=0, code=1)
+    again = launch(cli, handover(cli))
+    again.communicate(timeout=20)
+    assert again.returncode == 1
+    assert len(cli.only().record["attempts"]) == 1
+
+
+def test_an_interrupted_submission_goes_on_in_a_replaced_launcher(cli):
+    directory = start(cli, steps=30)
+    kill_launcher(directory, signal.SIGTERM)
+    again = launch(cli, handover(cli))
+    again.communicate(timeout=30)
+    assert again.returncode == 0
+    assert len(cli.only().record["attempts"]) == 2
+
+
+def test_fresh_is_applied_once(cli):
+    cli.run("counter", "--name", "mine", steps=2)
+    directory = start(cli, "--name", "mine", "--fresh")
+    kill_launcher(directory)
+    again = launch(cli, handover(cli))
+    until(lambda: (directory / "logs" / "attempt-2.log").exists(), what="attempt 2")
+    again.kill()
+    again.communicate()
+    assert sorted(path.name for path in cli.volume.iterdir()) == ["mine", "mine.1"]
+    assert cli.only().record["attempts"][1]["began_from"]["step"] >= 1
+
+
+def test_update_code_is_applied_once(cli, project):
+    job = Path(shutil.copytree(JOBS / "counter", project / "counter"))
+    cli.run(job, "--detach", **LONG)
+    directory = cli.only().directory
+    until(lambda: step_of(directory), what="a first checkpoint")
+    kill_launcher(directory)
+    (job / "new.txt").write_text("")
+    cli.run(job, "--update-code", "--detach", **LONG)
+    kill_launcher(directory)
+    again = launch(cli, handover(cli))
+    until(lambda: (directory / "logs" / "attempt-3.log").exists(), what="attempt 3")
+    again.kill()
+    again.communicate()
+    reasons = [reason for reason in cli.only().record["reasons"] if "update-code" in reason]
+    assert reasons == ["the code was changed by --update-code before attempt 2"]
+
+
+def test_killed_after_the_end_of_the_job_and_before_it_was_recorded(cli):
+    """The run is done: the next launcher says so, and starts nothing."""
+    cli.run("counter", steps=3)
+    record = cli.only().record
+    attempt = {key: value for key, value in record["attempts"][0].items() if key not in ("code", "how", "end")}
+    edit(cli.only().directory / "run.json", exit_code=None, ended=None, attempts=[{**attempt, "ended": None}])
+    assert cli.only().state == "interrupted"
+    assert "It succeeded" in cli.run("counter", steps=3).stderr
+    assert len(cli.only().record["attempts"]) == 1
+
+
+def test_a_sigterm_before_there_is_a_child_is_75_at_once(cli):
+    """Here, while launch.py waits for the heartbeat of a holder on another machine."""
+    cli.run("counter", "--detach", fault="hang", at=0)
+    directory = cli.only().directory
+    kill_launcher(directory)
+    of_another_machine(directory)
+    waiting = launch(cli, handover(cli), RUNNER_STALE="600")
+    until(
+        lambda: not list(directory.glob(".clock-*")) and opened(waiting.pid, directory / ".lock"),
+        what="the lock to be open",
+    )
+    waiting.terminate()
+    waiting.communicate(timeout=20)
+    assert waiting.returncode == 75
+    assert len(cli.only().record["attempts"]) == 1
+
+
+def opened(pid: int, path: Path) -> bool:
+    try:
+        return any(link.readlink() == path for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
+def test_a_secret_that_does_not_arrive_is_a_refusal_not_a_run_without_it(cli):
+    cli.env["TOKEN"] = "hush"
+    cli.run("counter", "--secret", "TOKEN", steps=1)
+    again = launch(cli, handover(cli))
+    _, errors = again.communicate(timeout=20)
+    assert again.returncode == 64
+    assert "the secret TOKEN was not handed over" in errors
+
+
+# ---------------------------------------------------------------- the lock and the heartbeat
+
+
+def of_another_machine(directory: Path) -> None:
+    """Make the lock look as if a launcher on another machine had just given a sign of life."""
+    holder = {
+        "backend": "native",
+        "host": "elsewhere",
+        "boot": "another",
+        "space": "x",
+        "pid": 4000000,
+        "process_started": 1,
+    }
+    (directory / ".lock").write_text(json.dumps({**holder, "started": time.time(), "heartbeat": time.time()}))
+
+
+def test_taken_is_69_and_names_the_holder(cli):
+    directory = start(cli)
+    pid = launcher.module().holder(str(directory / ".lock"))["pid"]
+    second = launch(cli, handover(cli))
+    _, errors = second.communicate(timeout=20)
+    assert second.returncode == 69
+    assert f"this run is going already: native on {os.uname().nodename}, process {pid}, since" in errors
+    assert cli.only().going
+
+
+def test_a_heartbeat_that_stands_still_is_taken_for_dead_when_it_is_stale(cli):
+    cli.env["RUNNER_STALE"] = "1.5"
+    directory = start(cli, steps=30)
+    kill_launcher(directory)
+    of_another_machine(directory)
+    again = launch(cli, handover(cli))
+    again.communicate(timeout=30)
+    assert again.returncode == 0
+
+
+def test_a_heartbeat_that_moves_is_a_living_holder(cli):
+    cli.env["RUNNER_STALE"] = "5"
+    directory = start(cli)
+    kill_launcher(directory)
+    of_another_machine(directory)
+    second = launch(cli, handover(cli))
+    until(lambda: os.utime(directory / ".lock") or second.poll() is not None, what="the refusal")
+    assert second.returncode == 69
+    assert "native on elsewhere" in second.stderr.read()
+
+
+def test_the_command_attaches_to_a_holder_on_another_machine_until_its_heartbeat_is_stale(cli):
+    cli.env["RUNNER_STALE"] = "1.5"
+    directory = start(cli)
+    kill_launcher(directory)
+    of_another_machine(directory)
+    attached = cli.run("counter", code=75, **LONG)
+    assert "is going already: attached to it" in attached.stderr
+    cli.run("counter", "--detach", **LONG)
+    assert len(cli.only().record["attempts"]) == 2
+
+
+def test_a_run_on_another_machine_cannot_be_stopped_from_here(cli):
+    cli.env["RUNNER_STALE"] = "600"
+    directory = start(cli)
+    kill_launcher(directory)
+    of_another_machine(directory)
+    assert "runs on elsewhere, not here" in cli("stop", directory.name, code=2).stderr
+
+
+def test_without_flock_the_process_and_the_heartbeat_decide(cli, monkeypatch):
+    """As on mounted drives: here the functions of launch.py are asked as a launcher would."""
+    module, directory = launcher.module(), start(cli)
+    monkeypatch.setattr(module, "_flock", lambda *_: "unsupported")
+    assert module.going(str(directory))
+    with pytest.raises(module.Refusal, match="going already"):
+        module.Lock(str(directory)).acquire()
+    monkeypatch.undo()
+    kill_launcher(directory)
+    monkeypatch.setattr(module, "_flock", lambda *_: "unsupported")
+    assert not module.going(str(directory))
+
+
+# ---------------------------------------------------------------- kills
+
+
+def test_a_killed_launcher_takes_its_child_with_it(cli):
+    directory = start(cli)
+    group = cli.only().record["attempts"][0]["group"]
+    os.kill(launcher.module().holder(str(directory / ".lock"))["pid"], signal.SIGKILL)
+    until(lambda: launcher.module().group_members(group, str(directory)) == [], what="the child's end")
+    assert cli.only().state == "interrupted"
+    assert "It was cut off" in cli("status").stdout
+
+
+def test_two_hundred_kills_change_nothing(cli):
+    """In the write of a checkpoint, in launch.py before, while and after it starts the job, and in between."""
+    words = ("-P", "steps=60", "-P", "pause=0.004", "-P", "hold=0.01", "--retries", "1000")
+    cli("run", "counter", "--name", "calm", *words)
+    expected = json.loads((cli.volume / "calm" / "report.json").read_text())
+    (cli.volume / "calm").rename(cli.volume / "calm.0")
+    cli("run", "counter", "--detach", *words)
+    directory, folder = cli.only().directory, handover(cli)
+    kill_launcher(directory)
+    chance, kills = random.Random(1), 1
+    while kills < 200:
+        going = launch(cli, folder)
+        time.sleep(chance.choice([chance.uniform(0, 0.08), chance.uniform(0.08, 0.2)]))
+        victim = cli.only().record["attempts"][-1].get("group") if chance.random() < 0.2 else None
+        if victim and launcher.module().group_members(victim, str(directory)):
+            os.kill(victim, signal.SIGKILL)  # the child alone: launch.py tries again
+            kills += 1
+            time.sleep(chance.uniform(0, 0.05))
+        if going.poll() is None:
+            going.kill()
+            kills += 1
+        going.communicate()
+        if (directory / "done").exists():  # it came through: once more from the beginning
+            back_to_the_beginning(directory)
+    cli("run", "counter", *words)
+    assert json.loads((directory / "report.json").read_text()) == expected
+
+
+def back_to_the_beginning(directory: Path) -> None:
+    for name in ("done", "report.json"):
+        (directory / name).unlink(missing_ok=True)
+    shutil.rmtree(directory / "checkpoints")
+    edit(directory / "run.json", exit_code=None, ended=None)
+
+
+# ---------------------------------------------------------------- damaged and newer records
+
+
+@pytest.mark.parametrize("file", ["request.json", "run.json"])
+def test_records_of_a_newer_runner_are_refused_before_anything_changes(cli, file):
+    cli.run("counter", steps=2)
+    path = cli.only().directory / file
+    edit(path, format=2)
+    before = contents(cli.volume)
+    result = cli.run("counter", steps=3, code=2)
+    assert f"{file} of" in result.stderr
+    assert "has format 2, written by a newer runner" in result.stderr
+    assert contents(cli.volume) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("file", ["request.json", "run.json"])
+def test_launch_py_refuses_records_of_a_newer_runner_too(cli, file):
+    cli.run("counter", steps=2)
+    edit(cli.only().directory / file, format=2)
+    refused = launch(cli, handover(cli))
+    _, errors = refused.communicate(timeout=20)
+    assert refused.returncode == 64
+    assert f"{file} has format 2, written by a newer runner; this one knows 1" in errors
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"format": 1, "attempts": [{'])
+def test_a_lost_run_json_costs_the_history_and_not_the_run(cli, content):
+    directory = start(cli)
+    kill_launcher(directory)
+    step, path = step_of(directory), directory / "run.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    said = cli("status", directory.name).stdout
+    assert f"How it ended is not known, for its run.json is lost. The same command continues from step {step}" in said
+    start(cli)
+    record = cli.only().record
+    assert record["attempts"][0]["number"] == 2
+    assert record["attempts"][0]["began_from"]["step"] == step
+    assert (record["exact"], len(record["reasons"])) == (False, 1)
+    assert (directory / "run.json.damaged").exists() == (content is not None)
+
+
+def test_a_damaged_request_is_refused_and_fresh_keeps_the_files(cli):
+    cli.run("counter", steps=2)
+    directory = cli.only().directory
+    (directory / "request.json").write_text("{")
+    result = cli.run("counter", steps=2, code=2)
+    assert "request.json of" in result.stderr
+    assert "--fresh" in result.stderr
+    cli.run("counter", "--fresh", steps=2)
+    assert (cli.volume / f"{directory.name}.1" / "report.json").exists()
+
+
+# ---------------------------------------------------------------- old Pythons
+
+
+def test_launch_py_works_on_python_3_7(cli, project):
+    there = interpreters.Search().local(["3.7"]) is not None
+    need("Python 3.7", there, "install it with: uv python install 3.7")
+    (project / "locks").mkdir()
+    (project / "locks" / "tf0.7-cpu.txt").write_text("# No packages.\n")
+    (project / "environments.yaml").write_text(
+        "environments:\n  tf0.7-cpu: {tensorflow: 0.7.0, device: cpu, pythons: ['3.7'], packages: [nothing], "
+        "exclude_newer: 2026-01-01}\n"
+    )
+    cli.cwd = project
+    cli.run(JOBS / "counter", "-E", "tf0.7-cpu", "-P", "steps=5", fault="crash", at=2, times=1)
+    assert cli.only().record["versions"]["python"].startswith("3.7.")
+    assert len(cli.only().record["attempts"]) == 2
