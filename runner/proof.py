@@ -136,14 +136,14 @@ def _killed(asked: Asked, kills: int, pace: Pace, share: float, chance: random.R
     """Run the job, killing it at random moments, spread so that it does not end before the last one."""
     signals = [signal.SIGKILL] * kills + [signal.SIGTERM]
     chance.shuffle(signals)
-    span = share * pace.work / (len(signals) + 1)
+    moments = sorted(chance.uniform(0.05, 0.9) * share * pace.work for _ in signals)  # in the job's own work
     done = 0
     with terminal.ProgressLine() as line:
-        for number in signals:
+        for number, begin, end in zip(signals, [0.0, *moments], moments, strict=False):
             directory, submission = _submit(asked)
             if submission is None:
                 break  # it was done before
-            moment = time.monotonic() + chance.uniform(0.5, 1.0) * share * pace.start + chance.uniform(0.2, 1.8) * span
+            moment = time.monotonic() + chance.uniform(0.5, 1.0) * share * pace.start + end - begin
             while time.monotonic() < moment and not submission.refused():
                 line.update(f"kill {done + 1} of {len(signals)}: " + _progress(runs.load(directory)))
                 time.sleep(0.005)

@@ -41,7 +41,7 @@ def main():
             break
         time.sleep(wanted["pause"])
         step, value = step + 1, hashlib.sha256(value.encode()).hexdigest()
-        metrics(step, wanted["steps"])
+        metrics(step, wanted["steps"], value)
         if step % wanted["every"] == 0 or step == wanted["steps"] or stopping:
             save(step, value, wanted["hold"])
         if stopping and wanted["on_term"] == "finish":
@@ -97,9 +97,9 @@ def npy(number):
     return content.getvalue()
 
 
-def metrics(step, total):
+def metrics(step, total, value):
     with open(os.path.join(DIRECTORY, "metrics.jsonl"), "a") as file:
-        file.write(json.dumps({"step": step, "total_steps": total, "loss": 1.0 / step}) + "\n")
+        file.write(json.dumps({"step": step, "total_steps": total, "loss": int(value[:4], 16) / 65536}) + "\n")
 
 
 def fail(wanted):
