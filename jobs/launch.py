@@ -34,6 +34,7 @@ except ImportError:  # not on Windows, where the command line says so before thi
     fcntl = None
 
 FORMAT = 1
+RESERVE, RESERVED = ".reserve", 32768  # a file that only takes up space, and its bytes
 FINAL_CODES = (2, 64, 65, 78)  # usage, data, configuration: asking again would give the same
 REFUSED, TAKEN, CRASHED, INTERRUPTED, UNUSABLE = 64, 69, 70, 75, 78
 GRACE = float(os.environ.get("RUNNER_GRACE", "110"))  # seconds from SIGTERM to SIGKILL; backends give 120
@@ -850,6 +851,7 @@ class Launcher:
         """Start the job until it is done, told to stop, or has used up its retries; return the exit code."""
         if self.settled is not None:
             return self._finish(self.settled)
+        self._reserve()
         while True:
             if self.record["budget"]["used"] > self.request["retries"]:
                 return self._finish(CRASHED)
@@ -892,15 +894,28 @@ class Launcher:
             exit_code=code, ended=time.time(), checkpoint=newest_checkpoint(self.directory, self.request["code"])
         )
         self.record["sentence"] = describe(self.record, self.directory, False, self.request["code"])
-        self._save()
+        if not self._save():
+            with contextlib.suppress(OSError):
+                os.unlink(self._path(RESERVE))
+            self._save()
         return code
+
+    def _reserve(self):
+        """Keep some space, so that on a full disk it can still be written down how the run ended."""
+        if not os.path.exists(self._path(RESERVE)):
+            with open(self._path(RESERVE), "wb") as file:
+                file.write(os.urandom(RESERVED))
 
     def _path(self, *parts):
         return os.path.join(self.directory, *parts)
 
     def _save(self):
-        with contextlib.suppress(OSError):  # a full disk must not end the training
+        """Write run.json, and return whether that could be done: a full disk must not end the training."""
+        try:
             write_json(self._path("run.json"), self.record)
+        except OSError:
+            return False
+        return True
 
 
 class Attempt:
@@ -990,7 +1005,7 @@ class Attempt:
     def _not_started(self, error):
         """Tell a command that is missing (127) from one that may not be executed (126), as shells do."""
         missing = isinstance(error, FileNotFoundError)
-        how = "could not be started: %s: %s" % (error.filename, error.strerror)
+        how = "could not be started: %s: %s" % (error.filename or self.request["command"][0], error.strerror)
         self.entry.update(ended=time.time(), code=127 if missing else 126, how=how, end="failed", last_line="")
         self.log.write(("%s\n" % how).encode())
         self.log.close()
@@ -1072,7 +1087,7 @@ class Attempt:
             % (
                 -code,
                 _signal_name(-code),
-                "; the kernel does that when memory is short" if code == -9 and not self.stopped else "",
+                ", as the kernel does when memory is short" if code == -9 and not self.stopped else "",
             )
             if code < 0
             else "ended with %d" % code
@@ -1242,6 +1257,12 @@ def main(argv):
     except Refusal as refusal:
         print("launch.py: %s" % refusal, file=sys.stderr, flush=True)
         return refusal.code
+    except OSError as error:  # before or between attempts: full, or gone
+        where = " (%s)" % error.filename if error.filename else ""
+        print(
+            "launch.py: the volume %s cannot be used: %s%s" % (volume, error.strerror or error, where), file=sys.stderr
+        )
+        return UNUSABLE
 
 
 if __name__ == "__main__":

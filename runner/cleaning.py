@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import secrets
 import shutil
 import sys
 import time
@@ -14,6 +16,8 @@ from runner import backends, environments, launcher, resources, runs, terminal, 
 from runner.backends import native
 from runner.errors import RunnerError, UsageError
 from runner.listing import folder_size
+
+REMOVED = ".runner/removed"  # on a volume: what is being deleted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +52,29 @@ def _remove_directory(directory: Path) -> None:
         raise UsageError(f"{directory.name} cannot be removed: {error}") from error
     except OSError as error:
         raise RunnerError(f"{directory} cannot be removed: {error.strerror}.") from error
+    # Out of the way first: no half of a run is left if this is cut off, and a drive may keep what is open (our lock).
+    doomed = directory.parent / REMOVED / f"{directory.name}-{secrets.token_hex(4)}"
     try:
-        # request.json last: a removal that is cut off leaves something that is still known as a run, and can be removed.
-        for path in sorted(directory.iterdir(), key=lambda path: path.name in ("request.json", ".lock")):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        directory.rmdir()
+        doomed.parent.mkdir(parents=True, exist_ok=True)
+        directory.rename(doomed)
     except OSError as error:
-        raise RunnerError(f"{error.filename} cannot be removed: {error.strerror}.") from error
+        raise RunnerError(f"{directory} cannot be removed: {error.strerror}.") from error
     finally:
         lock.release()
+    _delete(doomed)
+
+
+def _delete(doomed: Path) -> None:
+    """Delete what stands in a volume's folder of removed runs, and the folder with the last of them."""
+    try:
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise RunnerError(
+            f"{error.filename} cannot be removed: {error.strerror}. `runner rm --unused` tries again."
+        ) from error
+    with contextlib.suppress(OSError):  # there is more in it
+        doomed.parent.rmdir()
+        doomed.parent.parent.rmdir()
 
 
 def remove_unused(places: list[Path], backend: str | None, older: str | None, yes: bool) -> None:
@@ -92,6 +110,9 @@ def _unused(places: list[Path], backend: str | None) -> Iterator[Waste]:
             why = "failed run" if "." not in run.name else "kept by --fresh"
             used = float(run.record.get("ended") or run.directory.stat().st_mtime)
             yield Waste(path=run.directory, why=why, bytes=folder_size(run.directory), used=used)
+    for place in places:
+        for folder in (place / REMOVED).glob("*"):
+            yield Waste(path=folder, why="rest of a removed run", bytes=folder_size(folder), used=0)
     # Whatever is to be cleaned: a run on any volume that is known needs its environment.
     everywhere = runs.on_volumes(list(dict.fromkeys([*places, *runs.places()])))
     needed = {str(run.request.get("lock")) for run in everywhere if not _is_waste(run)} | native.locks_in_use()
@@ -113,6 +134,8 @@ def _is_waste(run: runs.Found) -> bool:
 def _remove(waste: Waste) -> None:
     if waste.path.parent == resources.cache("environments"):
         virtualenvs.remove(waste.path)
+    elif waste.path.parent.match(REMOVED):
+        _delete(waste.path)
     elif (waste.path / "request.json").exists() and waste.path.parent != resources.cache("submissions"):
         _remove_directory(waste.path)
     else:

@@ -106,5 +106,5 @@ def _all(folder: Path) -> Iterator[tuple[Path, int]]:
         for name in names:
             path = Path(parent) / name
             with contextlib.suppress(FileNotFoundError):  # the run replaced it in the meantime
-                if path.is_file() and not name.startswith((".lock", ".clock", ".writable")):
+                if path.is_file() and not name.startswith((".lock", ".clock", ".writable", ".reserve")):
                     yield path.relative_to(folder), path.stat().st_size

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from conftest import need
+from conftest import need, until
 
 
 @contextlib.contextmanager
@@ -29,3 +31,44 @@ def read_only(place: Path) -> Iterator[Path]:
     with mounted(place, "--bind", source=place, kind=None):
         subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
         yield place
+
+
+@contextlib.contextmanager
+def vfat(place: Path, image: Path) -> Iterator[Path]:
+    """Mount a file system that has neither links nor modes, in a file."""
+    maker = shutil.which("mkfs.vfat", path=os.environ["PATH"] + ":/sbin:/usr/sbin")
+    need("vfat", maker is not None, "mkfs.vfat makes it: apt install dosfstools")
+    need(
+        "vfat",
+        "vfat" in Path("/proc/filesystems").read_text() or Path("/lib/modules").is_dir(),
+        "this kernel has no vfat",
+    )
+    with image.open("wb") as file:
+        file.truncate(32_000_000)
+    subprocess.run([str(maker), image], check=True, stdout=subprocess.DEVNULL)
+    with mounted(place, "-o", "loop", source=image, kind="vfat"):
+        yield place
+
+
+@contextlib.contextmanager
+def drive(place: Path, backing: Path) -> Iterator[Path]:
+    """Serve a folder as a mounted drive, which has no flock, chmod, links or fsync (see drive.py)."""
+    try:
+        import mfusepy  # noqa: F401
+    except (ImportError, OSError):
+        need("fuse", False, "install libfuse (apt install fuse3) and pip install mfusepy")
+    need("fuse", os.access("/dev/fuse", os.R_OK | os.W_OK), "/dev/fuse may not be used here")
+    for folder in (place, backing):
+        folder.mkdir(exist_ok=True)
+    server = subprocess.Popen([sys.executable, Path(__file__).with_name("drive.py"), backing, place])
+    try:
+        until(lambda: server.poll() is not None or os.path.ismount(place), what="the drive")
+        need("fuse", server.poll() is None, "the drive could not be mounted")
+        yield place
+    finally:
+        subprocess.run(
+            ["umount" if os.geteuid() == 0 else "fusermount3", *([] if os.geteuid() == 0 else ["-u"]), place],
+            check=False,
+        )
+        server.terminate()
+        server.wait()
