@@ -19,6 +19,7 @@ from runner import environments, launcher, resources, runs, virtualenvs
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = ROOT / "tests" / "jobs"
+LONG: Any = {"steps": 100000, "pause": 0.01}  # parameters of a counter that goes on until somebody ends it
 
 
 def need(what: str, there: bool, how: str) -> None:
@@ -138,6 +139,14 @@ def step_of(directory: Path) -> int:
     """Return the step of the newest checkpoint, 0 where there is none."""
     newest = launcher.module().newest_checkpoint(str(directory))
     return int(newest["step"]) if newest else 0
+
+
+def begin(cli: Cli, job: str | Path, *words: str | Path, checkpoint: int = 1, **parameters: Any) -> Path:
+    """Start a counter that goes on by itself, wait for a checkpoint, and return the run's directory."""
+    cli.run(job, "--detach", *words, **{**LONG, **parameters})
+    directory = cli.only().directory
+    until(lambda: step_of(directory) >= checkpoint, what=f"checkpoint {checkpoint}")
+    return directory
 
 
 def kill_launcher(directory: Path, number: int = signal.SIGKILL) -> None:

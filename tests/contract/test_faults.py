@@ -5,26 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
-from conftest import Cli, kill_launcher, step_of, until
+from conftest import Cli, begin, kill_launcher, step_of, until
 
 from runner import launcher
-
-LONG = {"steps": 100000, "pause": 0.01}  # it goes on until somebody ends it
 
 
 def attempts(cli: Cli) -> int:
     return len(cli.only().record["attempts"])
-
-
-def start(cli: Cli, *words: str, checkpoint: int = 1, **parameters: object) -> Path:
-    """Start a run that goes on by itself, wait for its first checkpoint, and return its directory."""
-    cli.run("counter", "--detach", *words, **{**LONG, **parameters})
-    directory = cli.only().directory
-    until(lambda: step_of(directory) >= checkpoint, what=f"checkpoint {checkpoint}")
-    return directory
 
 
 # ---------------------------------------------------------------- by itself
@@ -141,7 +130,7 @@ def test_the_last_words_of_a_failed_job_are_in_the_sentence(cli):
 
 
 def test_a_sigterm_is_passed_on_and_ends_with_75(cli):
-    directory = start(cli)
+    directory = begin(cli, "counter")
     kill_launcher(directory, signal.SIGTERM)
     run = cli.only()
     assert (run.record["exit_code"], run.state) == (75, "interrupted")
@@ -150,21 +139,21 @@ def test_a_sigterm_is_passed_on_and_ends_with_75(cli):
 
 @pytest.mark.parametrize("on_term", ["zero", "fail"])
 def test_any_code_after_a_sigterm_is_an_interruption(cli, on_term):
-    directory = start(cli, on_term=on_term)
+    directory = begin(cli, "counter", on_term=on_term)
     kill_launcher(directory, signal.SIGTERM)
     assert cli.only().record["exit_code"] == 75
     assert not (directory / "done").exists()
 
 
 def test_0_after_a_sigterm_with_done_is_done(cli):
-    directory = start(cli, on_term="finish")
+    directory = begin(cli, "counter", on_term="finish")
     kill_launcher(directory, signal.SIGTERM)
     assert cli.only().record["exit_code"] == 0
 
 
 def test_a_job_that_ignores_sigterm_is_killed_after_the_grace(cli):
     cli.env["RUNNER_GRACE"] = "0.5"
-    directory = start(cli, fault="ignore", at=2, checkpoint=2)
+    directory = begin(cli, "counter", fault="ignore", at=2, checkpoint=2)
     kill_launcher(directory, signal.SIGTERM)
     run = cli.only()
     assert (run.record["exit_code"], run.record["attempts"][0]["code"]) == (75, -signal.SIGKILL)
@@ -172,7 +161,7 @@ def test_a_job_that_ignores_sigterm_is_killed_after_the_grace(cli):
 
 
 def test_stop_says_what_the_same_command_continues_from(cli):
-    start(cli)
+    begin(cli, "counter")
     result = cli("stop", cli.only().name)
     step = cli.only().checkpoint()["step"]
     assert "It was interrupted" in result.stderr
@@ -182,9 +171,34 @@ def test_stop_says_what_the_same_command_continues_from(cli):
 
 def test_an_interruption_does_not_use_up_the_retries(cli):
     for _ in range(2):
-        directory = start(cli, "--retries", "0")
+        directory = begin(cli, "counter", "--retries", "0")
         kill_launcher(directory, signal.SIGTERM)
     assert cli.only().record["budget"]["used"] == 0
+
+
+def test_a_sigterm_reaches_the_job_alone_and_its_helpers_live_until_it_ends(cli, project):
+    """A data loader that is told to stop would break the checkpoint that the job is about to write."""
+    (project / "job.py").write_text(HELPER)
+    cli.run(project / "job.py", "-E", "tf0.0-cpu", "--detach")
+    log = cli.only().directory / "logs" / "attempt-1.log"
+    until(lambda: "ready" in log.read_text(), what="the helper")
+    kill_launcher(cli.only().directory, signal.SIGTERM)
+    assert "the helper lives: True" in log.read_text()
+    assert cli.only().state == "interrupted"
+
+
+HELPER = """
+import signal, subprocess, sys, time
+helper = subprocess.Popen(["sleep", "600"])
+def on_term(number, frame):
+    time.sleep(0.2)
+    print("the helper lives:", helper.poll() is None, flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, on_term)
+print("ready", flush=True)
+while True:
+    time.sleep(0.01)
+"""
 
 
 # ---------------------------------------------------------------- the terminal
@@ -237,12 +251,12 @@ def test_a_stray_process_neither_keeps_the_run_going_nor_survives_it(cli):
 
 
 def test_what_a_killed_launcher_left_is_killed_before_the_next_attempt(cli):
-    directory = start(cli, fault="stray", at=2, checkpoint=3)
+    directory = begin(cli, "counter", fault="stray", at=2, checkpoint=3)
     kill_launcher(directory)
     module, group = launcher.module(), cli.only().record["attempts"][0]["group"]
     until(lambda: len(module.group_members(group, str(directory))) == 1, what="the end of all but the stray process")
     assert not cli.only().going
-    start(cli, fault="stray", at=2)
+    begin(cli, "counter", fault="stray", at=2)
     assert module.group_members(group, str(directory)) == []
     assert attempts(cli) == 2
 
@@ -286,7 +300,7 @@ def test_logs_shows_all_attempts(cli):
 
 
 def test_logs_f_follows_to_the_end(cli):
-    start(cli, steps=100)
+    begin(cli, "counter", steps=100)
     result = cli("logs", "-f", cli.only().name)
     assert result.stdout.splitlines()[-1].startswith("counted to 100")
     assert cli.only().state == "succeeded"
@@ -304,14 +318,14 @@ def test_a_job_cannot_break_the_log_with_bytes_that_are_no_text(cli, project):
 
 
 def test_a_damaged_checkpoint_is_not_what_the_run_continues_from(cli):
-    directory = start(cli, checkpoint=5, pause=0.0)
+    directory = begin(cli, "counter", checkpoint=5, pause=0.0)
     kill_launcher(directory)
     newest = sorted((directory / "checkpoints").glob("checkpoint-*"))
     newest[-1].write_bytes(newest[-1].read_bytes()[:100])
     before = newest[-2]
     said = cli("status", cli.only().name)
     assert before.name in said.stdout.splitlines()[0]
-    start(cli, pause=0.0)
+    begin(cli, "counter", pause=0.0)
     assert cli.only().record["attempts"][1]["began_from"]["path"] == f"checkpoints/{before.name}"
     log = directory / "logs" / "attempt-2.log"
     until(lambda: f"checkpoint {newest[-1].name} is damaged, the one before it is used" in log.read_text())

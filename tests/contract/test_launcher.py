@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import JOBS, Cli, kill_launcher, need, step_of, until
+from conftest import JOBS, LONG, Cli, begin, kill_launcher, need, step_of, until
 
 from runner import interpreters, launcher
-
-LONG = {"steps": 100000, "pause": 0.01}  # it goes on until somebody ends it
 
 
 def handover(cli: Cli) -> Path:
@@ -32,13 +30,6 @@ def launch(cli: Cli, folder: Path, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, env={**cli.env, **variables}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
-
-
-def start(cli: Cli, *words: str, checkpoint: int = 1, **parameters: Any) -> Path:
-    cli.run("counter", "--detach", *words, **{**LONG, **parameters})
-    directory = cli.only().directory
-    until(lambda: step_of(directory) >= checkpoint, what=f"checkpoint {checkpoint}")
-    return directory
 
 
 def edit(path: Path, **values: Any) -> None:
@@ -73,7 +64,7 @@ def test_what_was_returned_is_final_for_the_submission(cli):
 
 
 def test_an_interrupted_submission_goes_on_in_a_replaced_launcher(cli):
-    directory = start(cli, steps=30)
+    directory = begin(cli, "counter", steps=30)
     kill_launcher(directory, signal.SIGTERM)
     again = launch(cli, handover(cli))
     again.communicate(timeout=30)
@@ -83,7 +74,7 @@ def test_an_interrupted_submission_goes_on_in_a_replaced_launcher(cli):
 
 def test_fresh_is_applied_once(cli):
     cli.run("counter", "--name", "mine", steps=2)
-    directory = start(cli, "--name", "mine", "--fresh")
+    directory = begin(cli, "counter", "--name", "mine", "--fresh")
     kill_launcher(directory)
     again = launch(cli, handover(cli))
     until(lambda: (directory / "logs" / "attempt-2.log").exists(), what="attempt 2")
@@ -95,9 +86,7 @@ def test_fresh_is_applied_once(cli):
 
 def test_update_code_is_applied_once(cli, project):
     job = Path(shutil.copytree(JOBS / "counter", project / "counter"))
-    cli.run(job, "--detach", **LONG)
-    directory = cli.only().directory
-    until(lambda: step_of(directory), what="a first checkpoint")
+    directory = begin(cli, job)
     kill_launcher(directory)
     (job / "new.txt").write_text("")
     cli.run(job, "--update-code", "--detach", **LONG)
@@ -171,7 +160,7 @@ def of_another_machine(directory: Path) -> None:
 
 
 def test_taken_is_69_and_names_the_holder(cli):
-    directory = start(cli)
+    directory = begin(cli, "counter")
     pid = launcher.module().holder(str(directory / ".lock"))["pid"]
     second = launch(cli, handover(cli))
     _, errors = second.communicate(timeout=20)
@@ -182,7 +171,7 @@ def test_taken_is_69_and_names_the_holder(cli):
 
 def test_a_heartbeat_that_stands_still_is_taken_for_dead_when_it_is_stale(cli):
     cli.env["RUNNER_STALE"] = "1.5"
-    directory = start(cli, steps=30)
+    directory = begin(cli, "counter", steps=30)
     kill_launcher(directory)
     of_another_machine(directory)
     again = launch(cli, handover(cli))
@@ -192,7 +181,7 @@ def test_a_heartbeat_that_stands_still_is_taken_for_dead_when_it_is_stale(cli):
 
 def test_a_heartbeat_that_moves_is_a_living_holder(cli):
     cli.env["RUNNER_STALE"] = "5"
-    directory = start(cli)
+    directory = begin(cli, "counter")
     kill_launcher(directory)
     of_another_machine(directory)
     second = launch(cli, handover(cli))
@@ -203,7 +192,7 @@ def test_a_heartbeat_that_moves_is_a_living_holder(cli):
 
 def test_the_command_attaches_to_a_holder_on_another_machine_until_its_heartbeat_is_stale(cli):
     cli.env["RUNNER_STALE"] = "1.5"
-    directory = start(cli)
+    directory = begin(cli, "counter")
     kill_launcher(directory)
     of_another_machine(directory)
     attached = cli.run("counter", code=75, **LONG)
@@ -214,7 +203,7 @@ def test_the_command_attaches_to_a_holder_on_another_machine_until_its_heartbeat
 
 def test_a_run_on_another_machine_cannot_be_stopped_from_here(cli):
     cli.env["RUNNER_STALE"] = "600"
-    directory = start(cli)
+    directory = begin(cli, "counter")
     kill_launcher(directory)
     of_another_machine(directory)
     assert "runs on elsewhere, not here" in cli("stop", directory.name, code=2).stderr
@@ -222,7 +211,7 @@ def test_a_run_on_another_machine_cannot_be_stopped_from_here(cli):
 
 def test_without_flock_the_process_and_the_heartbeat_decide(cli, monkeypatch):
     """As on mounted drives: here the functions of launch.py are asked as a launcher would."""
-    module, directory = launcher.module(), start(cli)
+    module, directory = launcher.module(), begin(cli, "counter")
     monkeypatch.setattr(module, "_flock", lambda *_: "unsupported")
     assert module.going(str(directory))
     with pytest.raises(module.Refusal, match="going already"):
@@ -237,7 +226,7 @@ def test_without_flock_the_process_and_the_heartbeat_decide(cli, monkeypatch):
 
 
 def test_a_killed_launcher_takes_its_child_with_it(cli):
-    directory = start(cli)
+    directory = begin(cli, "counter")
     group = cli.only().record["attempts"][0]["group"]
     os.kill(launcher.module().holder(str(directory / ".lock"))["pid"], signal.SIGKILL)
     until(lambda: launcher.module().group_members(group, str(directory)) == [], what="the child's end")
@@ -311,13 +300,13 @@ def test_launch_py_refuses_records_of_a_newer_runner_too(cli, file):
 
 @pytest.mark.parametrize("content", [None, b"", b'{"format": 1, "attempts": [{'])
 def test_a_lost_run_json_costs_the_history_and_not_the_run(cli, content):
-    directory = start(cli)
+    directory = begin(cli, "counter")
     kill_launcher(directory)
     step, path = step_of(directory), directory / "run.json"
     path.unlink() if content is None else path.write_bytes(content)
     said = cli("status", directory.name).stdout
     assert f"How it ended is not known, for its run.json is lost. The same command continues from step {step}" in said
-    start(cli)
+    begin(cli, "counter")
     record = cli.only().record
     assert record["attempts"][0]["number"] == 2
     assert record["attempts"][0]["began_from"]["step"] == step

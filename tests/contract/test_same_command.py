@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import JOBS, Cli, kill_launcher, step_of, until
-
-LONG = {"steps": 100000, "pause": 0.01}  # it goes on until somebody ends it
+from conftest import JOBS, LONG, Cli, begin, kill_launcher, step_of, until
 
 
 @pytest.fixture
@@ -29,9 +27,7 @@ def change(project: Path) -> None:
 
 def interrupted(cli: Cli, job: Path | str, *words: str | Path, number: int = signal.SIGKILL, **parameters: Any) -> Path:
     """Start a run, and cut it off after its first checkpoint; return its directory."""
-    cli.run(job, "--detach", *words, **{**LONG, **parameters})
-    directory = cli.only().directory
-    until(lambda: step_of(directory) >= 1, what="a first checkpoint")
+    directory = begin(cli, job, *words, **parameters)
     kill_launcher(directory, number)
     return directory
 

@@ -8,13 +8,12 @@ import shlex
 import signal
 
 import pytest
-from conftest import Cli, kill_launcher, step_of, until
+from conftest import LONG, Cli, begin, kill_launcher, until
 
 KEYS = (
     "name", "job", "environment", "backend", "state", "sentence", "attempt", "exit_code", "checkpoint", "exact", "reasons",
     "progress", "again", "directory", "started", "ended",
 )  # fmt: skip
-LONG = {"steps": 100000, "pause": 0.01}
 
 
 def status(cli: Cli) -> dict:
@@ -63,9 +62,7 @@ def test_succeeded(cli):
     [(signal.SIGTERM, "it was told to stop."), (signal.SIGKILL, "its launcher was killed or the machine went down.")],
 )
 def test_interrupted(cli, number, said):
-    cli.run("counter", "--detach", **LONG)
-    until(lambda: step_of(cli.only().directory), what="a checkpoint")
-    kill_launcher(cli.only().directory, number)
+    kill_launcher(begin(cli, "counter"), number)
     found = status(cli)
     assert found["state"] == "interrupted"
     assert found["exit_code"] == (75 if number == signal.SIGTERM else None)
