@@ -232,7 +232,7 @@ def test_a_full_disk_ends_a_run_with_a_sentence_and_it_goes_on_when_there_is_spa
 def test_a_volume_that_is_full_before_the_start_is_a_sentence(cli, tmp_path):
     with mounted(tmp_path / "small", "-o", "size=256k") as cli.volume:
         (cli.volume / "filler").write_bytes(b"x" * 61 * 4096)
-        result = cli.run("counter", "--name", "mine", "--volume", cli.volume, code=78)
+        result = cli.run("counter", "--name", "mine", "--volume", cli.volume, code=78, steps=2)
         assert "No space left on device" in result.stderr and "runner: " in result.stderr
         (cli.volume / "filler").unlink()
         cli.run("counter", "--name", "mine", "--volume", cli.volume, steps=2)
