@@ -517,6 +517,8 @@ def is_fuse(path, mounts="/proc/mounts"):
 
 # Keras
 
+CALLBACK_MEMORY = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter")
+
 
 def keras_checkpoint(model, every=None, callbacks=()):
     """Return a callback that saves model and optimizer at the end of an epoch, and restores them when training begins.
@@ -580,6 +582,8 @@ def keras_arrays(model):
     found = {f"weight/{number}": array for number, array in enumerate(model.get_weights())}
     for number, variable in enumerate(_optimizer_variables(model)):
         found[f"optimizer/{number}"] = _value(variable)
+    if _learning_rate(model) is not None:
+        found["learning_rate"] = _value(_learning_rate(model))
     return found
 
 
@@ -594,6 +598,8 @@ def restore_keras(model, arrays):
         raise SystemExit(EXIT_DATA)
     for number, variable in enumerate(variables):
         _assign(variable, arrays[f"optimizer/{number}"])
+    if "learning_rate" in arrays and _learning_rate(model) is not None:
+        _assign(_learning_rate(model), arrays["learning_rate"])
 
 
 def _keras():
@@ -622,15 +628,27 @@ def _optimizer_variables(model, make=False):
     return list(variables() if callable(variables) else variables)
 
 
+def _learning_rate(model):
+    """Return the variable that a callback may have changed; a schedule has none. Before 2.11 it stands for itself."""
+    rate = getattr(model.optimizer, "learning_rate", None)
+    return rate if hasattr(rate, "assign") else None
+
+
 def _value(variable):
-    return variable.numpy() if hasattr(variable, "numpy") else _keras().backend.get_value(variable)
+    return _keras().backend.get_value(variable) if _in_graph_mode() else variable.numpy()
 
 
 def _assign(variable, array):
-    if hasattr(variable, "numpy"):
-        variable.assign(array)
-    else:  # graph mode of TensorFlow 1
+    if _in_graph_mode():
         _keras().backend.set_value(variable, array)
+    else:
+        variable.assign(array)
+
+
+def _in_graph_mode():
+    """Return whether this is TensorFlow 1 as it comes: variables then have values only in a session."""
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and not tensorflow.executing_eagerly()
 
 
 def _count(arrays, prefix):
@@ -638,14 +656,11 @@ def _count(arrays, prefix):
 
 
 def _memory(callback):
-    """Return what a callback remembers in plain numbers, such as `wait` and `best` of EarlyStopping."""
-    plain = {}
-    for name, value in vars(callback).items():
-        if not name.startswith("_") and name not in ("model", "params") and hasattr(value, "dtype"):
-            value = value.item() if getattr(value, "ndim", 1) == 0 else None
-        if isinstance(value, (bool, int, float)) and not name.startswith("_"):
-            plain[name] = value
-    return plain
+    """Return what a callback remembers from epoch to epoch, in plain numbers."""
+    found = {name: getattr(callback, name, None) for name in CALLBACK_MEMORY}
+    return {
+        name: value if isinstance(value, int) else float(value) for name, value in found.items() if value is not None
+    }
 
 
 def _restore_best(callback, number, arrays):

@@ -43,7 +43,7 @@ def nesterov(weight, gradient, slots, rate, step):
 
 
 def rmsprop(weight, gradient, slots, rate, step):
-    """Divide by the size that the gradient had lately."""
+    """Divide by the size that the gradient had lately (Keras puts 1e-7 under the root from TensorFlow 2.11 on)."""
     square = 0.9 * slots[0] + 0.1 * gradient * gradient
     return weight - rate * gradient / (tf.sqrt(square) + 1e-7), [square]
 
@@ -124,7 +124,9 @@ class Loop:
         on how many steps a call makes.
         """
         length = STEPS_PER_CALL * self.batch
-        return self.compiled(state, filled(images, length), filled(labels, length), np.int32(len(labels)))
+        arguments = (state, filled(images, length), filled(labels, length), np.int32(len(labels)))
+        # All as tensors: a number would be taken for a constant, and another one for the wish to compile again.
+        return self.compiled(*tf.nest.map_structure(tf.convert_to_tensor, arguments))
 
     def _steps(self, state, images, labels, count):
         steps = (count + self.batch - 1) // self.batch

@@ -88,8 +88,11 @@ def job(environment_python: Callable[[str], Path], data: Path, tmp_path: Path) -
 # Forks of one process that has TensorFlow loaded start in no time, and are killed as truly as any other process.
 FORKS = """
 import json, os, random, runpy, signal, sys, time
-import tensorflow  # loaded, and not used before the fork: so there are no threads yet
-import numpy
+# Loaded, and not used before the fork: so there are no threads yet.
+import tensorflow.keras
+import matplotlib
+matplotlib.use("Agg")
+import matplotlib.pyplot
 
 folder, kills = sys.argv[1], int(sys.argv[2])
 luck = random.Random(3)
@@ -132,14 +135,14 @@ assert status == 0, status
 done, runs, statuses = 0, 1, []
 while done < kills or statuses[-1] != 0:
     number = signal.SIGTERM if done % 5 == 4 else signal.SIGKILL
-    status, _ = end("killed-%d" % runs, luck.uniform(0.2, 1.0) * seconds if done < kills else None, number)
+    status, _ = end("killed-%d" % runs, luck.uniform(0.15, 0.95) * seconds if done < kills else None, number)
     statuses.append(status)
     if status == 0:
         runs += 1
     else:
         assert status == signal.SIGKILL or os.WEXITSTATUS(status) == 75 or status == signal.SIGTERM, status
         done += 1
-print(json.dumps({"kills": done, "runs": runs - 1, "statuses": statuses}))
+print(json.dumps({"seconds": seconds, "kills": done, "runs": runs - 1, "statuses": statuses}))
 """
 
 
@@ -246,16 +249,17 @@ def test_each_row_trains_saves_reports_and_draws(row: str, job: Callable[[str], 
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize(("row", "kills", "optimizer"), [("tf2.21-cpu", 20, "adam"), ("tf1.15-cpu", 6, "momentum")])
+@pytest.mark.parametrize(("row", "kills", "optimizer"), [("tf2.21-cpu", 20, "adam"), ("tf1.15-cpu", 5, "momentum")])
 def test_kills_at_any_moment_change_no_bit(row: str, kills: int, optimizer: str, job: Callable[[str], Job]) -> None:
     here = job(row)
-    parameters = {"train_images": 2000, "epochs": 30, "patience": 4, "optimizer": optimizer}
+    parameters = {"train_images": 2000, "epochs": 12, "patience": 3, "optimizer": optimizer}
     variables = environment(here.data, here.folder, "20steps", parameters)
     del variables["RUNNER_DIR"]
     command = [str(here.python), "-c", FORKS, str(here.folder), str(kills)]
     output = subprocess.run(command, cwd=JOB, env=variables, capture_output=True, text=True, check=False)
     assert output.returncode == 0, output.stderr
     summary = json.loads(output.stdout.splitlines()[-1])
+    print(summary)
     assert summary["kills"] >= kills
     whole = here.report("whole")
     for number in range(1, summary["runs"] + 1):
@@ -269,7 +273,7 @@ def test_kills_at_any_moment_change_no_bit(row: str, kills: int, optimizer: str,
 @pytest.mark.tensorflow
 def test_sigterm_is_a_checkpoint_and_one_core_goes_on_with_the_same_bits(job: Callable[[str], Job]) -> None:
     here = job("tf2.21-cpu")
-    parameters = {"train_images": 3000, "epochs": 60}
+    parameters = {"train_images": 2000, "epochs": 30}
     process = here.start("stopped", **parameters)
     deadline = time.monotonic() + 120
     while "epoch 2/" not in here.log("stopped"):
@@ -339,9 +343,8 @@ for name, optimizer in made.items():
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("row", ["tf2.8-cpu", "tf2.21-cpu"])
-def test_the_optimizers_are_those_of_keras(row: str, job: Callable[[str], Job]) -> None:
-    here = job(row)
+def test_the_optimizers_are_those_of_keras(job: Callable[[str], Job]) -> None:
+    here = job("tf2.8-cpu")
     variables = {**environment(here.data, here.folder, "10s", {}), "PYTHONPATH": f"{JOBS}:{JOB}"}
     output = subprocess.run([here.python, "-c", OPTIMIZERS], env=variables, capture_output=True, text=True, check=False)
     assert output.returncode == 0, output.stdout + output.stderr
@@ -371,7 +374,7 @@ def train(folder, *more):
     weights = np.random.RandomState(1)
     model.set_weights([weights.normal(size=array.shape) for array in model.get_weights()])
     model.compile(optimizer="adam", loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    early = tf.keras.callbacks.EarlyStopping("loss", patience=2, min_delta=0.004, restore_best_weights=True)
+    early = tf.keras.callbacks.EarlyStopping("loss", patience=2, min_delta=0.02, restore_best_weights=True)
     checkpoint = keras_checkpoint(model, every="1epoch", callbacks=[early])
     print("from", checkpoint.epoch)
     model.fit(x, y, epochs=40, initial_epoch=checkpoint.epoch, shuffle=False, verbose=0, callbacks=[*more, early, checkpoint])
