@@ -84,6 +84,27 @@ def test_fresh_is_applied_once(cli):
     assert cli.only().record["attempts"][1]["began_from"]["step"] >= 1
 
 
+def test_of_two_fresh_starts_in_the_same_moment_one_begins_and_the_other_is_refused(cli):
+    """Whoever waited for the lock of a directory that was set aside in the meantime must not take it for the new one's."""
+    cli.run("counter", "--name", "mine", fault="hang", at=1, steps=1, times=0)
+    cli.run("counter", "--name", "mine", "--fresh", "--detach", fault="hang", at=1, steps=1)
+    kill_launcher(cli.only().directory)
+    folders = [handover(cli)]
+    folders.append(Path(shutil.copytree(folders[0], folders[0].with_name("other"))))
+    for number, folder in enumerate(folders):
+        edit(folder / "request.json", submission=f"fresh-{number}")
+    both = [launch(cli, folder) for folder in folders]
+    until(lambda: any(process.poll() is not None for process in both), what="the refusal of one")
+    loser = next(process for process in both if process.poll() is not None)
+    winner = next(process for process in both if process is not loser)
+    assert (loser.returncode, winner.poll()) == (69, None)
+    until(lambda: cli.only().going and len(cli.only().record.get("attempts", [])) == 1, what="the attempt of the other")
+    assert sorted(path.name for path in cli.volume.iterdir()) == ["mine", "mine.1", "mine.2"]
+    winner.kill()
+    for process in both:
+        process.communicate()
+
+
 def test_update_code_is_applied_once(cli, project):
     job = Path(shutil.copytree(JOBS / "counter", project / "counter"))
     directory = begin(cli, job)

@@ -236,16 +236,6 @@ def test_fresh_begins_again_where_code_or_parameters_are_others(cli, counter):
     assert (cli.volume / "mine.2").is_dir()
 
 
-def test_two_fresh_starts_in_the_same_moment_set_aside_once(cli):
-    cli.run("counter", "--name", "mine", steps=30, pause=0.01)
-    both = [
-        cli.start("run", "counter", "--name", "mine", "--fresh", "-P", "steps=30", "-P", "pause=0.01") for _ in range(2)
-    ]
-    output = [process.communicate() for process in both]
-    assert all(chain(30) in stdout for stdout, _ in output), output
-    assert [process.returncode for process in both] == [0, 0], output
-
-
 # ---------------------------------------------------------------- succeeded
 
 
