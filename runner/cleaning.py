@@ -8,11 +8,11 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import backends, environments, launcher, resources, runs, terminal, virtualenvs
+from runner import backends, datasets, environments, launcher, resources, runs, terminal, virtualenvs
 from runner.backends import native
 from runner.errors import RunnerError, UsageError
 from runner.listing import folder_size
@@ -105,30 +105,57 @@ def _age(older: str | None) -> float:
 
 
 def _unused(places: list[Path], backend: str | None) -> Iterator[Waste]:
+    yield from _unused_runs(places, backend)
+    # Whatever is to be cleaned: a run on any volume that is known, and one that is going on any other, has needs.
+    everywhere = runs.on_volumes(list(dict.fromkeys([*places, *runs.places()])))
+    requests = [run.request for run in everywhere if not _is_waste(run)] + native.requests_in_use()
+    yield from _unused_environments({str(request.get("lock")) for request in requests})
+    yield from _unused_data([request.get("data") or {} for request in requests])
+    yield from _unused_bytecode()
+    for folder in resources.cache("submissions").glob("*"):
+        if not native.in_use(folder):
+            yield _folder(folder, "hand-over of a run")
+
+
+def _unused_runs(places: list[Path], backend: str | None) -> Iterator[Waste]:
     for run in runs.on_volumes(places, backend):
         if _is_waste(run):
             why = "failed run" if "." not in run.name else "kept by --fresh"
             used = float(run.record.get("ended") or run.directory.stat().st_mtime)
             yield Waste(path=run.directory, why=why, bytes=folder_size(run.directory), used=used)
     for place in places:
-        for folder in (place / REMOVED).glob("*"):
-            yield Waste(path=folder, why="rest of a removed run", bytes=folder_size(folder), used=0)
-    # Whatever is to be cleaned: a run on any volume that is known needs its environment.
-    everywhere = runs.on_volumes(list(dict.fromkeys([*places, *runs.places()])))
-    needed = {str(run.request.get("lock")) for run in everywhere if not _is_waste(run)} | native.locks_in_use()
+        yield from (_folder(folder, "rest of a removed run") for folder in (place / REMOVED).glob("*"))
+
+
+def _is_waste(run: runs.Found) -> bool:
+    return not run.going and (run.state == "failed" or re.fullmatch(r".+\.\d+", run.name) is not None)
+
+
+def _unused_environments(needed: set[str]) -> Iterator[Waste]:
     rows = {virtualenvs.lock_hash(row.lock.read_text()) for row in environments.load().values() if row.lock.is_file()}
     for made in virtualenvs.installed():
         if made.lock_hash not in needed:
             why = "environment that no run needs" if made.lock_hash in rows else "environment of a lock that is no more"
             yield Waste(path=made.path, why=why, bytes=made.bytes, used=made.last_used)
-    for folder in resources.cache("submissions").glob("*"):
-        if not native.in_use(folder):
-            used = folder.stat().st_mtime
-            yield Waste(path=folder, why="hand-over of a run", bytes=folder_size(folder), used=used)
 
 
-def _is_waste(run: runs.Found) -> bool:
-    return not run.going and (run.state == "failed" or re.fullmatch(r".+\.\d+", run.name) is not None)
+def _unused_data(needed: list[Mapping[str, Mapping[str, str]]]) -> Iterator[Waste]:
+    sets = [datasets.DataSet(name, files) for data in needed for name, files in data.items()]
+    names = {f"{one.name}-{one.digest[:8]}" for one in sets}
+    for folder in resources.cache("data").iterdir() if resources.cache("data").is_dir() else ():
+        if folder.is_dir() and folder.name.removesuffix(".partial") not in names:
+            yield _folder(folder, "data set that no run needs")
+
+
+def _unused_bytecode() -> Iterator[Waste]:
+    """Give the folders of compiled code that no environment shares any more."""
+    for folder in resources.cache("bytecode").glob("*"):
+        if all(path.stat().st_nlink == 1 for path in folder.iterdir()):
+            yield _folder(folder, "compiled code that no environment uses")
+
+
+def _folder(path: Path, why: str) -> Waste:
+    return Waste(path=path, why=why, bytes=folder_size(path), used=path.stat().st_mtime)
 
 
 def _remove(waste: Waste) -> None:

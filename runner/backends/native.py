@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from runner import datasets, launcher, process, projects, resources, runs, virtualenvs
 from runner.errors import RunnerError, UsageError
@@ -111,11 +112,10 @@ def in_use(handover: Path) -> bool:
     return run is not None and run.going and handover.name.endswith(str(run.record.get("submission")))
 
 
-def locks_in_use() -> set[str]:
-    """Return the hashes of the locks whose environments launchers work in now, on volumes that nobody remembers, too."""
+def requests_in_use() -> list[Mapping[str, Any]]:
+    """Return what launchers were asked that work now, also on volumes that nobody remembers."""
     folders = [folder for folder in resources.cache("submissions").glob("*") if in_use(folder)]
-    requests = [launcher.module().read_json(str(folder / "request.json")) or {} for folder in folders]
-    return {str(request.get("lock")) for request in requests}
+    return [launcher.module().read_json(str(folder / "request.json")) or {} for folder in folders]
 
 
 def _directory(handover: Path) -> Path | None:

@@ -298,10 +298,14 @@ def test_rm_unused_lists_asks_and_removes_what_nothing_needs(own: Cli, tmp_path)
     unneeded.mkdir()
     told = {"label": "other", "lock_hash": "0" * 64, "python_version": "3.1.4", "bytes": 5}
     (unneeded / "runner.json").write_text(json.dumps(told))
+    (cache / "data/old-12345678").mkdir(parents=True)
+    (cache / "bytecode/cpython-31").mkdir(parents=True)
+    (cache / "bytecode/cpython-31/0000").write_text("")
     for folder in (cache / "submissions").iterdir():
         os.utime(folder, (0, 0))
     refusal = own("rm", "--unused", code=2)
-    words = ("failed run", "kept by --fresh", "environment of a lock that is no more", "hand-over of a run")
+    words = ("failed run", "kept by --fresh", "environment of a lock that is no more", "hand-over of a run",
+             "data set that no run needs", "compiled code that no environment uses")  # fmt: skip
     assert all(word in refusal.stdout for word in words)
     assert "nothing was removed" in refusal.stderr and "--yes" in refusal.stderr
     assert own("rm", "--unused", "--older", "1d", code=2).stdout.count("\n") == 4  # the header, and the old hand-overs
@@ -311,7 +315,7 @@ def test_rm_unused_lists_asks_and_removes_what_nothing_needs(own: Cli, tmp_path)
     code, text = on_terminal(own, "rm", "--unused", answer="y\n")
     assert code == 0 and "Remove all this and free" in text and "freed" in text
     assert {path.name for path in own.volume.iterdir()} == {"good", "slow"}
-    assert not unneeded.exists()
+    assert not unneeded.exists() and not list((cache / "data").iterdir()) and not list((cache / "bytecode").iterdir())
     assert [path.name[:-13] for path in (cache / "submissions").iterdir()] == ["slow"]
     assert len(list((cache / "environments").glob("tf0.0-cpu-*"))) == 1  # good and slow need it
     assert runs.load(own.volume / "slow").going
