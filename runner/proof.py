@@ -128,6 +128,8 @@ def _with_kills(asked: Asked, place: Path, kills: int, pace: Pace, chance: rando
             most = found
         if found[1] == kills + 1:
             break
+        if share > 0.2:
+            _say(f"it was done after {found[1]} of {kills + 1} kills: once more, with earlier ones")
     assert most
     return most
 

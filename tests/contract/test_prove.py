@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Cli, until
 
-LONG_ENOUGH = ("-P", "steps=60", "-P", "pause=0.01")
+LONG_ENOUGH = ("-P", "steps=60", "-P", "pause=0.02")
 
 
 def processes_of(volume: Path) -> list[str]:
@@ -36,7 +36,7 @@ def test_a_resumable_job_is_said_to_be_bit_identical(cli):
     assert result.stdout.startswith(
         "resumable, bit-identical: 6 arrays in 3 files are the same after 4 kills (checkpoints/"
     )
-    said = result.stderr.splitlines()[1:]
+    said = result.stderr.splitlines()[-4:]  # of the last try, should the job have been faster than its kills
     assert sorted(line.split(":")[0] for line in said) == ["killed", "killed", "killed", "told to stop"]
 
 
