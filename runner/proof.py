@@ -57,7 +57,8 @@ def prove(asked: Asked, kills: int, seed: int | None, as_json: bool) -> int:
 @contextlib.contextmanager
 def _temporary(parent: Path | None) -> Iterator[Path]:
     """Give a folder for both volumes: on the disk where the runs live, for what is proved is that disk's, too."""
-    place = Path(tempfile.mkdtemp(prefix=".prove-", dir=plan.volume_of(parent) if parent else None))
+    volume = plan.volume_of(parent)
+    place = Path(tempfile.mkdtemp(prefix=".prove-", dir=volume if volume.is_dir() else None))
     try:
         yield place
     finally:
