@@ -77,7 +77,7 @@ def test_fresh_is_applied_once(cli):
     directory = begin(cli, "counter", "--name", "mine", "--fresh")
     kill_launcher(directory)
     again = launch(cli, handover(cli))
-    until(lambda: (directory / "logs" / "attempt-2.log").exists(), what="attempt 2")
+    until(lambda: cli.only().record["attempts"][1:], what="attempt 2")
     again.kill()
     again.communicate()
     assert sorted(path.name for path in cli.volume.iterdir()) == ["mine", "mine.1"]
