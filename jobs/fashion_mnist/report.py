@@ -152,20 +152,21 @@ def confusion_matrix(plt, matrix):
 
 def samples(plt, test, probabilities, rows=4, columns=8):
     """Return a sheet of the first test images with the predicted class; where it is wrong, with the true one in red."""
-    figure, axes = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.75 * rows))
-    for place, axis in enumerate(axes.flat):
-        axis.set_xticks([])
-        axis.set_yticks([])
-        for spine in axis.spines.values():
-            spine.set_color("#d1d5db")
-        if place >= len(test.labels):
-            axis.set_axis_off()
-            continue
-        axis.imshow(test.images[place], cmap="gray_r", vmin=0, vmax=255)
+    size, tile = test.images.shape[1], test.images.shape[1] + 12  # pixels: an image, and an image with room for words
+    sheet = np.zeros((rows * tile, columns * tile), np.uint8)
+    figure = plt.figure(figsize=(1.5 * columns, 1.5 * rows))
+    axis = figure.add_axes([0, 0, 1, 1])  # one for all: an axis per image would take a second
+    axis.set_axis_off()
+    for place in range(min(rows * columns, len(test.labels))):
+        top, left = place // columns * tile + 2, place % columns * tile + 6
+        sheet[top : top + size, left : left + size] = test.images[place]
+        axis.add_patch(
+            plt.Rectangle((left - 1, top - 1), size + 1, size + 1, fill=False, color="#d1d5db", linewidth=0.8)
+        )
         predicted, true = int(probabilities[place].argmax()), int(test.labels[place])
-        text = f"{CLASS_NAMES[predicted]} {probabilities[place].max():.0%}"
+        words, color = f"{CLASS_NAMES[predicted]} {probabilities[place].max():.0%}", GREY
         if predicted != true:
-            text += f"\nis {CLASS_NAMES[true]}"
-        axis.set_xlabel(text, fontsize=7.5, color=GREY if predicted == true else RED)
-    figure.tight_layout()
+            words, color = f"{words}\nis {CLASS_NAMES[true]}", RED
+        axis.text(left + size / 2, top + size + 1, words, ha="center", va="top", fontsize=7.5, color=color)
+    axis.imshow(sheet, cmap="gray_r", vmin=0, vmax=255)
     return figure

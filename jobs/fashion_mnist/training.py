@@ -115,7 +115,7 @@ class Loop:
         self.activation = activation
         self.batch = batch_size
         self.compiled = compile_with_xla(self._steps)
-        self.compiled_logits = tf.function(lambda weights, images: logits(weights, scaled(images), activation))
+        self.compiled_logits = tf.function(self._logits, autograph=False)
 
     def run(self, state, images, labels):
         """Return the state after one pass over images (uint8 [n, 784]) and labels (uint8 [n]).
@@ -158,6 +158,9 @@ class Loop:
             state.correct + tf.cast(tf.reduce_sum(hit), tf.int64),
         )
 
+    def _logits(self, weights, images):
+        return logits(weights, scaled(images), self.activation)
+
     def _updated(self, state, gradients):
         number = tf.cast(state.step + 1, tf.float32)
         weights, slots = [], [[] for _ in state.slots]
@@ -191,13 +194,16 @@ def filled(array, length):
 
 
 def compile_with_xla(function):
-    """Return a tf.function, compiled to machine code by XLA where this TensorFlow can do so on a CPU."""
+    """Return a tf.function, compiled to machine code by XLA where this TensorFlow can do so on a CPU.
+
+    Without autograph: the loop is written as tf.while_loop, and reading its source again would take seconds.
+    """
     for option in ("jit_compile", "experimental_compile"):
         try:
-            return tf.function(function, **{option: True})
+            return tf.function(function, autograph=False, **{option: True})
         except TypeError:
             continue
-    return tf.function(function)
+    return tf.function(function, autograph=False)
 
 
 def loss_and_accuracy(scores, labels):
