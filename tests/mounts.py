@@ -35,19 +35,23 @@ def read_only(place: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def vfat(place: Path, image: Path) -> Iterator[Path]:
-    """Mount a file system that has neither links nor modes, in a file."""
+    """Mount a file system that has neither links nor modes, in a file: by the kernel, or where it has no vfat by fusefat."""
     maker = shutil.which("mkfs.vfat", path=os.environ["PATH"] + ":/sbin:/usr/sbin")
     need("vfat", maker is not None, "mkfs.vfat makes it: apt install dosfstools")
-    need(
-        "vfat",
-        "vfat" in Path("/proc/filesystems").read_text() or Path("/lib/modules").is_dir(),
-        "this kernel has no vfat",
-    )
     with image.open("wb") as file:
         file.truncate(32_000_000)
     subprocess.run([str(maker), image], check=True, stdout=subprocess.DEVNULL)
-    with mounted(place, "-o", "loop", source=image, kind="vfat"):
+    if "vfat" in Path("/proc/filesystems").read_text() or Path("/lib/modules").is_dir():
+        with mounted(place, "-o", "loop", source=image, kind="vfat"):
+            yield place
+        return
+    need("vfat", shutil.which("fusefat") is not None, "this kernel has no vfat: apt install fusefat")
+    place.mkdir(exist_ok=True)
+    subprocess.run(["fusefat", "-o", "rw+", image, place], check=True, stdout=subprocess.DEVNULL)
+    try:
         yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 @contextlib.contextmanager
