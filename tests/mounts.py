@@ -33,25 +33,37 @@ def read_only(place: Path) -> Iterator[Path]:
         yield place
 
 
+SYSTEM = os.environ["PATH"] + ":/sbin:/usr/sbin"
+
+
 @contextlib.contextmanager
-def vfat(place: Path, image: Path) -> Iterator[Path]:
-    """Mount a file system that has neither links nor modes, in a file: by the kernel, or where it has no vfat by fusefat."""
-    maker = shutil.which("mkfs.vfat", path=os.environ["PATH"] + ":/sbin:/usr/sbin")
-    need("vfat", maker is not None, "mkfs.vfat makes it: apt install dosfstools")
+def fat(place: Path, image: Path) -> Iterator[Path]:
+    """Mount a file system that has neither links nor modes, in a file: vfat, or exFAT by FUSE where the kernel has no vfat."""
     with image.open("wb") as file:
         file.truncate(32_000_000)
-    subprocess.run([str(maker), image], check=True, stdout=subprocess.DEVNULL)
     if "vfat" in Path("/proc/filesystems").read_text() or Path("/lib/modules").is_dir():
+        _make("mkfs.vfat", "dosfstools", image)
         with mounted(place, "-o", "loop", source=image, kind="vfat"):
             yield place
         return
-    need("vfat", shutil.which("fusefat") is not None, "this kernel has no vfat: apt install fusefat")
+    _make("mkfs.exfat", "exfatprogs", image)
+    driver = shutil.which("mount.exfat-fuse", path=SYSTEM)
+    need("fat", driver is not None, "this kernel has no vfat: apt install exfat-fuse")
     place.mkdir(exist_ok=True)
-    subprocess.run(["fusefat", "-o", "rw+", image, place], check=True, stdout=subprocess.DEVNULL)
+    device = subprocess.check_output(["losetup", "--find", "--show", image], text=True).strip()
     try:
+        subprocess.run([str(driver), device, place], check=True, capture_output=True)
         yield place
     finally:
-        subprocess.run(["umount", place], check=True)
+        subprocess.run(["umount", "--lazy", place], check=False)
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def _make(program: str, package: str, image: Path) -> None:
+    need("root", os.geteuid() == 0, "only root can mount; run the tests as root, in a container for instance")
+    path = shutil.which(program, path=SYSTEM)
+    need("fat", path is not None, f"{program} makes the file system: apt install {package}")
+    subprocess.run([str(path), image], check=True, capture_output=True)
 
 
 @contextlib.contextmanager

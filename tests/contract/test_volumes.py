@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import JOBS, kill_launcher, step_of, until
-from mounts import drive, mounted, vfat
+from mounts import drive, fat, mounted
 
 from runner import runs
 
@@ -146,8 +146,8 @@ def survive_a_kill(cli, steps=40):
     assert len(runs.load(directory).record["attempts"]) == 2
 
 
-def test_a_run_survives_a_kill_on_vfat(cli, tmp_path):
-    with vfat(tmp_path / "vfat", tmp_path / "image") as cli.volume:
+def test_a_run_survives_a_kill_on_fat(cli, tmp_path):
+    with fat(tmp_path / "fat", tmp_path / "image") as cli.volume:
         cli.env["RUNNER_VOLUME"] = str(cli.volume)
         survive_a_kill(cli)
         cli("rm", "mine", "--files")
