@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner import backends, follow, launcher, runs
+from runner import backends, follow, run_directory, runs
 from runner.backends import Submission
 from runner.errors import RunnerError
 from runner.plan import Plan
@@ -93,7 +93,7 @@ def _refused(directory: Path, submission: Submission, as_json: bool) -> int:
 
 def _started_elsewhere(code: int, run: runs.Found) -> bool:
     """Return whether a launcher was refused because another one was at it, which goes on or has ended since."""
-    return code == launcher.module().TAKEN and (run.going or run.record.get("exit_code") is not None)
+    return code == run_directory.TAKEN and (run.going or run.record.get("exit_code") is not None)
 
 
 def _refusal(code: int, sentence: str) -> int:
@@ -109,7 +109,7 @@ def _current_attempt(run: runs.Found) -> int:
 
 def _interrupted(directory: Path, submission: Submission | None, identity: str | None, as_json: bool) -> int:
     """Ctrl-C: the job writes a checkpoint and stops; a second one kills it."""
-    while submission and not submission.refused() and launcher.module().submission_of(str(directory)) != identity:
+    while submission and not submission.refused() and run_directory.submission_of(str(directory)) != identity:
         time.sleep(follow.PAUSE)  # the launcher is about to begin: only then it can be told
     run = runs.load(directory)
     if run is None or not run.going:
@@ -129,7 +129,7 @@ def _interrupted(directory: Path, submission: Submission | None, identity: str |
 def _result(run: runs.Found, as_json: bool) -> int:
     """Say how the run ended and what to do next; return its exit code."""
     code = run.record.get("exit_code")
-    code = launcher.module().INTERRUPTED if code is None else int(code)
+    code = run_directory.INTERRUPTED if code is None else int(code)
     if as_json:
         print(runs.as_json(runs.status(run)))
         return code
@@ -177,7 +177,7 @@ def wait(found: Sequence[runs.Found]) -> int:
         ended = follow.wait(run.directory)
         _say(f"{ended.name}: {runs.sentence(ended)}")
         code = ended.record.get("exit_code")
-        codes.append(launcher.module().INTERRUPTED if code is None else int(code))
+        codes.append(run_directory.INTERRUPTED if code is None else int(code))
     return next((code for code in codes if code), 0)
 
 

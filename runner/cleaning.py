@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import backends, datasets, environments, launcher, resources, runs, terminal, virtualenvs
+from runner import backends, datasets, environments, resources, run_directory, runs, terminal, virtualenvs
 from runner.backends import native
 from runner.errors import RunnerError, UsageError
 from runner.listing import folder_size
@@ -44,11 +44,10 @@ def remove_run(run: runs.Found, files: bool) -> None:
 
 
 def _remove_directory(directory: Path) -> None:
-    module = launcher.module()
-    lock = module.Lock(str(directory), "rm")
+    lock = run_directory.Lock(str(directory), "rm")
     try:
         lock.acquire()
-    except module.Refusal as error:
+    except run_directory.Refusal as error:
         raise UsageError(f"{directory.name} cannot be removed: {error}") from error
     except OSError as error:
         raise RunnerError(f"{directory} cannot be removed: {error.strerror}.") from error

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from runner import launcher, runs, terminal
+from runner import run_directory, runs, terminal
 from runner.backends import Submission
 
 PAUSE = 0.02  # seconds between two looks
@@ -86,7 +86,7 @@ def _event_words(event: Mapping[str, Any]) -> str | None:
     kind = event.get("event")
     checkpoint = event.get("checkpoint")
     if kind == "attempt" and event.get("number", 1) > 1:
-        place = launcher.module().checkpoint_words(checkpoint) if checkpoint else "the beginning"
+        place = run_directory.checkpoint_words(checkpoint) if checkpoint else "the beginning"
         return f"attempt {event['number']}: continues from {place}"
     if kind == "fresh":
         return f"begun afresh; what was there is kept as {event.get('kept')}"
@@ -122,7 +122,7 @@ def follow(
     with screen.line:
         while True:
             ended, run = _ended(directory, submission, identity)
-            begun = begun or launcher.module().submission_of(str(directory)) == identity
+            begun = begun or run_directory.submission_of(str(directory)) == identity
             if begun:
                 for line in reader.lines(ended):
                     screen.show(line)

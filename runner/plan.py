@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from runner import datasets, environments, launcher, projects, resources, runs, specs, virtualenvs, yamlfile
+from runner import datasets, environments, projects, resources, run_directory, runs, specs, virtualenvs, yamlfile
 from runner.errors import UsageError
 from runner.specs import Run
 
@@ -89,7 +89,7 @@ def decide(asked: Asked) -> Plan:
 
 
 def _refuse_newer(existing: runs.Found) -> None:
-    known = launcher.module().FORMAT
+    known = run_directory.FORMAT
     for file, content in (("request.json", existing.request), ("run.json", existing.record)):
         if content.get("format", known) > known:
             raise UsageError(
@@ -140,20 +140,20 @@ def _attach(existing: runs.Found, run: Run, asked: Asked) -> Plan:
 def _begun_by(existing: runs.Found, run: Run) -> bool:
     """Return whether `--fresh` was left standing in the command: this very command began the run, which was interrupted."""
     past = existing.request
-    begun = past.get("begun_fresh") and not launcher.module().differences(past, run.request)
+    begun = past.get("begun_fresh") and not run_directory.differences(past, run.request)
     return bool(begun) and existing.state == "interrupted"
 
 
 def _changes(existing: runs.Found, run: Run) -> list[str]:
     """Return what is changed in the code; refuse what else differs from the run's beginning, showing it."""
-    module, past, now = launcher.module(), existing.request, run.request
-    frozen = module.differences({**past, "code": {}}, {**now, "code": {}})
+    past, now = existing.request, run.request
+    frozen = run_directory.differences({**past, "code": {}}, {**now, "code": {}})
     if frozen:
         raise UsageError(
             f"{existing.name} was begun differently ({existing.directory}):\n  " + "\n  ".join(frozen)
             + "\nAsk for the same, choose another --name, or begin again with --fresh (the old run is kept)."
         )  # fmt: skip
-    changed: list[str] = module.code_differences(past, now)
+    changed: list[str] = run_directory.code_differences(past, now)
     other = past.get("project") != now["project"] and Path(past.get("project", "")).exists()
     if changed and other and now["mode"] == "continue":
         raise UsageError(
@@ -199,7 +199,7 @@ def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.V
         parameters.update({key: value for key, value in past["parameters"].items() if key in parameters})
     every = asked.checkpoint_every or job.checkpoint_every
     request = {
-        "format": launcher.module().FORMAT,
+        "format": run_directory.FORMAT,
         "name": name,
         "job": project.base,
         "project": str(project.alone or project.root),
@@ -363,7 +363,7 @@ def _hashes(dataset: datasets.DataSet | None, given: Path | None) -> dict[str, s
 
 
 def _first_python(directory: Path) -> str | None:
-    record = launcher.module().read_json(str(directory / "run.json")) or {}
+    record = run_directory.read_json(str(directory / "run.json")) or {}
     python: str | None = record.get("conditions", {}).get("python")
     return python
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import launcher, resources, terminal
+from runner import resources, run_directory, terminal
 from runner.errors import UsageError, unknown
 from runner.specs import Job, read_job
 
@@ -209,7 +209,7 @@ def _files(entries: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
 def manifest(entries: Mapping[str, Path]) -> dict[str, str]:
     """Return path -> SHA-256 of the snapshot's files; of notebooks only the cells' sources count."""
     try:
-        return {relative: launcher.module().code_hash(str(path)) for relative, path in _files(entries)}
+        return {relative: run_directory.code_hash(str(path)) for relative, path in _files(entries)}
     except OSError as error:
         raise _unreadable(error) from error
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner import backends, launcher, plan, process, resources, runs, terminal, virtualenvs
+from runner import backends, plan, process, resources, run_directory, runs, terminal, virtualenvs
 from runner.backends import Submission
 from runner.errors import RunnerError
 from runner.plan import Asked
@@ -156,7 +156,7 @@ def _killed(asked: Asked, kills: int, pace: Pace, share: float, chance: random.R
             while not submission.refused():
                 time.sleep(0.01)
             run = _found(directory)
-            if run.record.get("exit_code") not in (None, launcher.module().INTERRUPTED):
+            if run.record.get("exit_code") not in (None, run_directory.INTERRUPTED):
                 break  # it had just ended
             done += 1
             line.clear()
@@ -177,7 +177,7 @@ def _wait_for_end(directory: Path) -> None:
 
 def _kill(directory: Path, number: int) -> None:
     """Kill launcher and child together, as a crash of the machine would."""
-    holder = launcher.module().holder(str(directory / ".lock"))
+    holder = run_directory.holder(str(directory / ".lock"))
     with contextlib.suppress(ProcessLookupError, TypeError):
         os.kill(int(holder["pid"]), number)
 
@@ -228,9 +228,7 @@ def _pairs(reference: runs.Found, killed: runs.Found) -> list[tuple[str, Path, P
 
 
 def _files(run: runs.Found) -> dict[str, Path]:
-    found = launcher.module().checkpoints(
-        str(run.directory), run.request.get("code", {}), ("checkpoints", "work", "model")
-    )
+    found = run_directory.checkpoints(str(run.directory), run.request.get("code", {}), ("checkpoints", "work", "model"))
     return {entry["path"]: run.directory / entry["path"] for entry in found}
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from runner import launcher, runs, terminal
+from runner import run_directory, runs, terminal
 from runner.errors import RunnerError, UsageError
 
 RESULTS = ("report.json", "metrics.jsonl", "model", "pictures", "tensorboard", "logs", "run.json", "request.json")
@@ -96,7 +96,7 @@ def _written(run: runs.Found) -> Iterator[tuple[Path, int]]:
     for relative, size in _all(run.directory / folder):
         known = code.get(relative.as_posix())
         if "__pycache__" not in relative.parts and (
-            known is None or launcher.module().code_hash(str(run.directory / folder / relative)) != known
+            known is None or run_directory.code_hash(str(run.directory / folder / relative)) != known
         ):
             yield folder / relative, size
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner import launcher, resources
+from runner import resources, run_directory
 from runner.errors import UsageError, unknown
 
 DEFAULT_VOLUME = "~/runs"
@@ -38,11 +38,11 @@ class Found:
         code = self.record.get("exit_code")
         if code == 0:
             return "succeeded"
-        return "interrupted" if code in (None, launcher.module().INTERRUPTED) else "failed"
+        return "interrupted" if code in (None, run_directory.INTERRUPTED) else "failed"
 
     def checkpoint(self) -> dict[str, Any] | None:
         """Return {path, step} of what the next attempt would continue from."""
-        found: dict[str, Any] | None = launcher.module().newest_checkpoint(
+        found: dict[str, Any] | None = run_directory.newest_checkpoint(
             str(self.directory), self.request.get("code", {})
         )
         return found
@@ -50,8 +50,8 @@ class Found:
 
 def load(directory: Path) -> Found | None:
     """Return the run in a directory, or None where there is none."""
-    read = launcher.module().read_json
-    going = launcher.module().going(str(directory))  # first: whoever is no longer going has written down how it ended
+    read = run_directory.read_json
+    going = run_directory.going(str(directory))  # first: whoever is no longer going has written down how it ended
     request = read(str(directory / "request.json"))
     record = read(str(directory / "run.json"))
     if request is None and record is None and not (directory / "request.json").exists():
@@ -146,9 +146,9 @@ def sentence(run: Found) -> str:
         return "Its request.json is missing or damaged, so it cannot be continued; its files are untouched."
     if run.state == "pending":
         return "It is starting."
-    words: str = launcher.module().describe(run.record, str(run.directory), run.going, run.request.get("code", {}))
+    words: str = run_directory.describe(run.record, str(run.directory), run.going, run.request.get("code", {}))
     checkpoint = run.record.get("checkpoint") if run.going else None
-    return words + (f" Its last checkpoint: {launcher.module().checkpoint_words(checkpoint)}." if checkpoint else "")
+    return words + (f" Its last checkpoint: {run_directory.checkpoint_words(checkpoint)}." if checkpoint else "")
 
 
 def _iso(moment: float | None) -> str | None:
@@ -158,7 +158,7 @@ def _iso(moment: float | None) -> str | None:
 def places(configured: str | None = None) -> list[Path]:
     """Return the volumes that were used before, the default first. Losing the list loses nothing."""
     default = Path(os.environ.get("RUNNER_VOLUME") or configured or DEFAULT_VOLUME).expanduser().absolute()
-    remembered = launcher.module().read_json(str(resources.state("places.json")))
+    remembered = run_directory.read_json(str(resources.state("places.json")))
     if not isinstance(remembered, list):
         remembered = []
     return list(dict.fromkeys([default, *(Path(place) for place in remembered if isinstance(place, str))]))
@@ -172,7 +172,7 @@ def remember(volume: Path) -> None:
     path = resources.state("places.json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        launcher.module().write_json(str(path), [*known, str(volume)][-50:])
+        run_directory.write_json(str(path), [*known, str(volume)][-50:])
     except OSError:
         pass  # only convenience is lost
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from runner import environments, launcher, resources, runs, virtualenvs
+from runner import environments, resources, run_directory, runs, virtualenvs
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = ROOT / "tests" / "jobs"
@@ -137,7 +137,7 @@ def until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "the 
 
 def step_of(directory: Path) -> int:
     """Return the step of the newest checkpoint, 0 where there is none."""
-    newest = launcher.module().newest_checkpoint(str(directory))
+    newest = run_directory.newest_checkpoint(str(directory))
     return int(newest["step"]) if newest else 0
 
 
@@ -151,14 +151,13 @@ def begin(cli: Cli, job: str | Path, *words: str | Path, checkpoint: int = 1, **
 
 def kill_launcher(directory: Path, number: int = signal.SIGKILL) -> None:
     """Send a signal to the launcher of a run that is going, and wait until it is gone."""
-    module = launcher.module()
-    holder = module.holder(str(directory / ".lock"))
-    if holder and holder["boot"] == module.boot() and module.going(str(directory)):
+    holder = run_directory.holder(str(directory / ".lock"))
+    if holder and holder["boot"] == run_directory.boot() and run_directory.going(str(directory)):
         try:
             os.kill(holder["pid"], number)
         except ProcessLookupError:
             return
-        until(lambda: not module.going(str(directory)), what="the launcher's end")
+        until(lambda: not run_directory.going(str(directory)), what="the launcher's end")
 
 
 @pytest.fixture(scope="session")

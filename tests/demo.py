@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from runner import launcher, runs
+from runner import run_directory, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 VOLUME = ROOT / "build" / "demo"
@@ -33,12 +33,10 @@ def main() -> None:
     if len(set(hashes.values())) != 1:
         sys.exit("   They differ: that is a bug, please report it.")
     folder = VOLUME / "killed"
-    print(
-        f"   Equal, bit for bit. Test accuracy {report('killed')['test_accuracy']:.4f}; {time.monotonic() - began:.0f} s in all.\n"
-    )
-    print(
-        f"Pictures:     {', '.join(sorted(path.name for path in (folder / 'pictures').glob('*.png')))}\n              in {folder / 'pictures'}"
-    )
+    accuracy, seconds = report("killed")["test_accuracy"], time.monotonic() - began
+    print(f"   Equal, bit for bit. Test accuracy {accuracy:.4f}; {seconds:.0f} s in all.\n")
+    print(f"Pictures:     {', '.join(sorted(path.name for path in (folder / 'pictures').glob('*.png')))}")
+    print(f"              in {folder / 'pictures'}")
     print(f"Model:        {folder / 'model'}\nReport:       {folder / 'report.json'}")
 
 
@@ -67,7 +65,7 @@ def kill_half_way(directory: Path) -> None:
         progress = (run.record.get("progress") or {}) if run else {}
         fresh = attempts and attempts[0]["started"] > began - 1
         if run and fresh and run.checkpoint() and progress.get("step", 0) >= progress.get("total_steps", 0) / 2:
-            holder = launcher.module().holder(str(directory / ".lock"))
+            holder = run_directory.holder(str(directory / ".lock"))
             os.kill(holder["pid"], signal.SIGKILL)
             return
         if run and fresh and not run.going and run.record.get("ended"):

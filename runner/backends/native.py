@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner import datasets, launcher, process, projects, resources, runs, virtualenvs
+from runner import datasets, process, projects, resources, run_directory, runs, virtualenvs
 from runner.errors import RunnerError, UsageError
 from runner.runs import Found
 from runner.specs import Run
@@ -75,11 +75,10 @@ def submit(run: Run) -> Started:
 
 def stop(run: Found, kill: bool = False) -> None:
     """Signal the launcher, which passes it on to the job."""
-    holder = launcher.module().holder(str(run.directory / ".lock"))
+    holder = run_directory.holder(str(run.directory / ".lock"))
     if not holder:
         return
-    module = launcher.module()
-    if holder["boot"] != module.boot() or holder["space"] != module.process_space():
+    if holder["boot"] != run_directory.boot() or holder["space"] != run_directory.process_space():
         raise UsageError(
             f"{run.name} runs on {holder['host']}, not here. Stop it there with: {runs.command('stop', run)}"
         )
@@ -115,7 +114,7 @@ def in_use(handover: Path) -> bool:
 def requests_in_use() -> list[Mapping[str, Any]]:
     """Return what launchers were asked that work now, also on volumes that nobody remembers."""
     folders = [folder for folder in resources.cache("submissions").glob("*") if in_use(folder)]
-    return [launcher.module().read_json(str(folder / "request.json")) or {} for folder in folders]
+    return [run_directory.read_json(str(folder / "request.json")) or {} for folder in folders]
 
 
 def _directory(handover: Path) -> Path | None:
@@ -137,7 +136,7 @@ def write_handover(run: Run, folder: Path, data: Mapping[str, Path]) -> None:
             shutil.rmtree(old, ignore_errors=True)
     try:
         (folder / "lib").mkdir(parents=True)
-        for name, place in (("launch.py", "."), ("runner_checkpoint.py", "lib")):
+        for name, place in (("launch.py", "."), ("run_directory.py", "."), ("runner_checkpoint.py", "lib")):
             shutil.copyfile(resources.data("jobs", name), folder / place / name)
         for name, path in data.items():
             (folder / "data").mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import Cli, begin, kill_launcher, step_of, until
 
-from runner import launcher
+from runner import run_directory
 
 
 def attempts(cli: Cli) -> int:
@@ -247,17 +247,20 @@ def test_a_stray_process_neither_keeps_the_run_going_nor_survives_it(cli):
     run = cli.only()
     assert run.state == "succeeded"
     group = run.record["attempts"][0]["group"]
-    assert launcher.module().group_members(group, str(run.directory)) == []
+    assert run_directory.group_members(group, str(run.directory)) == []
 
 
 def test_what_a_killed_launcher_left_is_killed_before_the_next_attempt(cli):
     directory = begin(cli, "counter", fault="stray", at=2, checkpoint=3)
     kill_launcher(directory)
-    module, group = launcher.module(), cli.only().record["attempts"][0]["group"]
-    until(lambda: len(module.group_members(group, str(directory))) == 1, what="the end of all but the stray process")
+    group = cli.only().record["attempts"][0]["group"]
+    until(
+        lambda: len(run_directory.group_members(group, str(directory))) == 1,
+        what="the end of all but the stray process",
+    )
     assert not cli.only().going
     begin(cli, "counter", fault="stray", at=2)
-    assert module.group_members(group, str(directory)) == []
+    assert run_directory.group_members(group, str(directory)) == []
     assert attempts(cli) == 2
 
 

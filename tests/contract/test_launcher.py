@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import JOBS, LONG, Cli, begin, kill_launcher, need, step_of, until
 
-from runner import interpreters, launcher
+from runner import interpreters, run_directory
 
 
 def handover(cli: Cli) -> Path:
@@ -182,7 +182,7 @@ def of_another_machine(directory: Path) -> None:
 
 def test_taken_is_69_and_names_the_holder(cli):
     directory = begin(cli, "counter")
-    pid = launcher.module().holder(str(directory / ".lock"))["pid"]
+    pid = run_directory.holder(str(directory / ".lock"))["pid"]
     second = launch(cli, handover(cli))
     _, errors = second.communicate(timeout=20)
     assert second.returncode == 69
@@ -232,15 +232,15 @@ def test_a_run_on_another_machine_cannot_be_stopped_from_here(cli):
 
 def test_without_flock_the_process_and_the_heartbeat_decide(cli, monkeypatch):
     """As on mounted drives: here the functions of launch.py are asked as a launcher would."""
-    module, directory = launcher.module(), begin(cli, "counter")
-    monkeypatch.setattr(module, "_flock", lambda *_: "unsupported")
-    assert module.going(str(directory))
-    with pytest.raises(module.Refusal, match="going already"):
-        module.Lock(str(directory)).acquire()
+    directory = begin(cli, "counter")
+    monkeypatch.setattr(run_directory._module(), "_flock", lambda *_: "unsupported")
+    assert run_directory.going(str(directory))
+    with pytest.raises(run_directory.Refusal, match="going already"):
+        run_directory.Lock(str(directory)).acquire()
     monkeypatch.undo()
     kill_launcher(directory)
-    monkeypatch.setattr(module, "_flock", lambda *_: "unsupported")
-    assert not module.going(str(directory))
+    monkeypatch.setattr(run_directory._module(), "_flock", lambda *_: "unsupported")
+    assert not run_directory.going(str(directory))
 
 
 # ---------------------------------------------------------------- kills
@@ -249,8 +249,8 @@ def test_without_flock_the_process_and_the_heartbeat_decide(cli, monkeypatch):
 def test_a_killed_launcher_takes_its_child_with_it(cli):
     directory = begin(cli, "counter")
     group = cli.only().record["attempts"][0]["group"]
-    os.kill(launcher.module().holder(str(directory / ".lock"))["pid"], signal.SIGKILL)
-    until(lambda: launcher.module().group_members(group, str(directory)) == [], what="the child's end")
+    os.kill(run_directory.holder(str(directory / ".lock"))["pid"], signal.SIGKILL)
+    until(lambda: run_directory.group_members(group, str(directory)) == [], what="the child's end")
     assert cli.only().state == "interrupted"
     assert "It was cut off" in cli("status").stdout
 
@@ -269,7 +269,7 @@ def test_two_hundred_kills_change_nothing(cli):
         going = launch(cli, folder)
         time.sleep(chance.choice([chance.uniform(0, 0.08), chance.uniform(0.08, 0.2)]))
         victim = cli.only().record["attempts"][-1].get("group") if chance.random() < 0.2 else None
-        if victim and launcher.module().group_members(victim, str(directory)):
+        if victim and run_directory.group_members(victim, str(directory)):
             os.kill(victim, signal.SIGKILL)  # the child alone: launch.py tries again
             kills += 1
             time.sleep(chance.uniform(0, 0.05))
