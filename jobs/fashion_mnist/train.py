@@ -149,7 +149,7 @@ class Run:
         self.batch = parameters["batch_size"]
         self.steps_per_epoch = -(-len(training.labels) // self.batch)
         optimizer, self.activation = parameters["optimizer"], parameters["activation"]
-        self.loop = Loop(optimizer, parameters["learning_rate"], self.activation, self.batch)
+        self.loop = Loop(optimizer, self.activation, self.batch)
         if restored:
             self.state = from_arrays(restored.arrays, optimizer)
             self.progress = restored.values
@@ -179,11 +179,12 @@ class Run:
         """Train on all images once, in the order of this epoch, from wherever in it the state is."""
         order = random_for(self.parameters, SHUFFLE, epoch).permutation(len(self.training.labels))
         images, labels = self.training.images.reshape(len(order), -1), self.training.labels
+        rate = self.parameters["learning_rate"] / (1 + self.parameters["decay"] * epoch)
         done = int(self.state.step) - epoch * self.steps_per_epoch
         while done < self.steps_per_epoch:
             count = min(self.chunk, self.steps_per_epoch - done, self.checkpoint.steps_left(int(self.state.step)))
             part = order[done * self.batch : (done + count) * self.batch]
-            self.state = self.loop.run(self.state, images[part], labels[part])
+            self.state = self.loop.run(self.state, images[part], labels[part], rate)
             done += count
             if done == self.steps_per_epoch:
                 self.end_epoch(epoch)

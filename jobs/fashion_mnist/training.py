@@ -107,37 +107,36 @@ def new_epoch(state):
 
 
 class Loop:
-    """Trains on batches and predicts; `run(state, images, labels)` takes at most STEPS_PER_CALL batches at a time."""
+    """Trains on batches and predicts; `run` takes at most STEPS_PER_CALL batches at a time."""
 
-    def __init__(self, optimizer, learning_rate, activation, batch_size):
+    def __init__(self, optimizer, activation, batch_size):
         self.update = OPTIMIZERS[optimizer][0]
-        self.rate = learning_rate
         self.activation = activation
         self.batch = batch_size
         self.compiled = compile_with_xla(self._steps)
         self.compiled_logits = tf.function(self._logits, autograph=False)
 
-    def run(self, state, images, labels):
-        """Return the state after one pass over images (uint8 [n, 784]) and labels (uint8 [n]).
+    def run(self, state, images, labels, rate):
+        """Return the state after one pass over images (uint8 [n, 784]) and labels (uint8 [n]) at a learning rate.
 
         Both are filled up to one length, so that there is one compiled program: the bits of a step then do not depend
         on how many steps a call makes.
         """
         length = STEPS_PER_CALL * self.batch
-        arguments = (state, filled(images, length), filled(labels, length), np.int32(len(labels)))
+        arguments = (state, filled(images, length), filled(labels, length), np.int32(len(labels)), np.float32(rate))
         # All as tensors: a number would be taken for a constant, and another one for the wish to compile again.
         return self.compiled(*tf.nest.map_structure(tf.convert_to_tensor, arguments))
 
-    def _steps(self, state, images, labels, count):
+    def _steps(self, state, images, labels, count, rate):
         steps = (count + self.batch - 1) // self.batch
 
         def body(place, state):
-            return place + 1, self._step(place * self.batch, state, images, labels, count)
+            return place + 1, self._step(place * self.batch, state, images, labels, count, rate)
 
         # One at a time: with more in flight, the order of additions would be open.
         return tf.while_loop(lambda place, state: place < steps, body, (0, state), parallel_iterations=1)[1]
 
-    def _step(self, start, state, images, labels, count):
+    def _step(self, start, state, images, labels, count, rate):
         """Return the state after the batch that begins at `start`; images beyond `count` weigh nothing."""
         pixels = scaled(tf.slice(images, [start, 0], [self.batch, PIXELS]))
         classes = tf.cast(tf.slice(labels, [start], [self.batch]), tf.int32)
@@ -149,7 +148,7 @@ class Loop:
             loss = total / tf.reduce_sum(real)
         gradients = tape.gradient(loss, state.weights)
         hit = tf.cast(tf.equal(tf.argmax(scores, axis=1, output_type=tf.int32), classes), tf.float32) * real
-        weights, slots = self._updated(state, gradients)
+        weights, slots = self._updated(state, gradients, rate)
         return State(
             state.step + 1,
             weights,
@@ -161,12 +160,12 @@ class Loop:
     def _logits(self, weights, images):
         return logits(weights, scaled(images), self.activation)
 
-    def _updated(self, state, gradients):
+    def _updated(self, state, gradients, rate):
         number = tf.cast(state.step + 1, tf.float32)
         weights, slots = [], [[] for _ in state.slots]
         for place, weight in enumerate(state.weights):
             own = [slot[place] for slot in state.slots]
-            weight, own = self.update(weight, gradients[place], own, self.rate, number)
+            weight, own = self.update(weight, gradients[place], own, rate, number)
             weights.append(weight)
             for slot, value in zip(slots, own):  # noqa: B905 - Python 3.7
                 slot.append(value)

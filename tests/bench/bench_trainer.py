@@ -91,7 +91,8 @@ class Ours:
 
     def __init__(self, optimizer, training):
         self.images, self.labels = training.images.reshape(len(training.labels), -1), training.labels
-        self.loop = Loop(optimizer, RATES[optimizer], "relu", BATCH)
+        self.loop = Loop(optimizer, "relu", BATCH)
+        self.rate = RATES[optimizer]
         self.state = first_state(start_weights(), optimizer)
 
     def epoch(self, epoch, after_call=lambda state: None):
@@ -99,7 +100,7 @@ class Ours:
         self.state = new_epoch(self.state)
         for start in range(0, len(order), STEPS_PER_CALL * BATCH):
             part = order[start : start + STEPS_PER_CALL * BATCH]
-            self.state = self.loop.run(self.state, self.images[part], self.labels[part])
+            self.state = self.loop.run(self.state, self.images[part], self.labels[part], self.rate)
             after_call(self.state)
         float(self.state.loss)
 

@@ -334,7 +334,7 @@ for name, optimizer in made.items():
     for start in range(0, 320, 32):
         model.train_on_batch(scaled[start : start + 32], labels[start : start + 32])
     rate = 0.001 if name in ("rmsprop", "adam") else 0.01
-    state = Loop(name, rate, "relu", 32).run(first_state(weights, name), images, labels)
+    state = Loop(name, "relu", 32).run(first_state(weights, name), images, labels, rate)
     for ours, theirs, before in zip(state.weights, model.get_weights(), weights):
         far = np.mean(np.abs(np.asarray(ours) - theirs)) / np.mean(np.abs(theirs - before))
         assert far < 0.01, (name, far)

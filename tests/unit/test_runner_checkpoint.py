@@ -226,10 +226,13 @@ def test_the_handler_that_was_there_before_is_called_too(tmp_path: Path, monkeyp
 
 
 def test_a_forked_worker_still_dies_of_sigterm(checkpoint: Checkpoint) -> None:
+    ready, tell = os.pipe()
     child = os.fork()
     if not child:
+        os.write(tell, b".")
         time.sleep(30)
         os._exit(0)
+    os.read(ready, 1)  # Python itself drops a signal that comes before the fork is complete
     os.kill(child, signal.SIGTERM)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
     assert not checkpoint.stop_asked
