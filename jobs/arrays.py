@@ -54,12 +54,15 @@ def tensorflow_checkpoint(prefix):
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(prefix)
-    names = sorted(reader.get_variable_to_shape_map())
-    return {
-        name: digest(reader.get_tensor(name))
-        for name in names
-        if not name.startswith("_CHECKPOINTABLE") and "save_counter" not in name
-    }
+    names = [name for name in reader.get_variable_to_shape_map() if _is_array(name)]
+    found = {name: digest(reader.get_tensor(name)) for name in sorted(names)}
+    # Keras 3 exports these a second time, numbered in the order of a set, which is another in every process.
+    unordered = [name for name in found if name.startswith("_all_variables/")]
+    return dict(found, **dict(zip(unordered, sorted(found[name] for name in unordered))))
+
+
+def _is_array(name):
+    return not name.startswith("_CHECKPOINTABLE") and "save_counter" not in name
 
 
 def digest(value):

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from runner import environments, resources, run_directory, runs, virtualenvs
+from runner import datasets, environments, resources, run_directory, runs, virtualenvs
+from runner.errors import DataError, EnvironmentFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = ROOT / "tests" / "jobs"
@@ -55,10 +56,15 @@ class Cli:
     cwd: Path = JOBS
     env: dict[str, str] = field(default_factory=dict)
 
+    @staticmethod
+    def command(*words: str | Path) -> list[str]:
+        return [sys.executable, "-m", "runner", *map(str, words)]
+
     def start(self, *words: str | Path, **options: Any) -> subprocess.Popen[str]:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
-        command = [sys.executable, "-m", "runner", *map(str, words)]
-        return subprocess.Popen(command, cwd=self.cwd, env=self.env, text=True, errors="replace", **options)
+        return subprocess.Popen(
+            self.command(*words), cwd=self.cwd, env=self.env, text=True, errors="replace", **options
+        )
 
     def __call__(self, *words: str | Path, code: int | None = 0, timeout: float = 300) -> Result:
         """Run a command to its end and check its exit code (None: any); no failure may show a traceback."""
@@ -166,6 +172,20 @@ def environment_python() -> Callable[[str], Path]:
 
     def python(name: str) -> Path:
         row = environments.find(name)
-        return virtualenvs.ensure(row.lock.read_text(), row.pythons, row.name).python
+        try:
+            return virtualenvs.ensure(row.lock_text, row.pythons, row.name).python
+        except EnvironmentFailed as error:
+            need("tensorflow", False, str(error))
+            raise
 
     return python
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist() -> Path:
+    """Return the folder of the real Fashion-MNIST, which is fetched on demand and kept in the cache."""
+    try:
+        return datasets.ensure(datasets.find("fashion-mnist"))
+    except DataError as error:
+        need("data", False, str(error))
+        raise

@@ -17,7 +17,7 @@ import textwrap
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -316,16 +316,13 @@ def test_a_full_disk_is_told_and_leaves_nothing(index: Index, tmp_path: Path, mo
 # TensorFlow's rows, for real: in the cache that the user has, for they are large.
 
 
-ROWS = [(row, python) for row in environments.load().values() for python in row.pythons[:1]]
-
-
 @pytest.mark.tensorflow
-@pytest.mark.parametrize(("row", "python"), ROWS, ids=[row.name for row, _ in ROWS])
+@pytest.mark.parametrize("row", environments.load().values(), ids=lambda row: row.name)
 def test_a_row_trains_and_shows_its_training(
-    row: environments.Environment, python: str, monkeypatch: pytest.MonkeyPatch
+    row: environments.Environment, environment_python: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RUNNER_CACHE")
-    made = virtualenvs.ensure(row.lock_text, row.pythons, row.name, prefer_python=python)
+    python = environment_python(row.name)
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     for script, *arguments in (
         ("check_versions.py", row.tensorflow, row.lock),
@@ -333,7 +330,7 @@ def test_a_row_trains_and_shows_its_training(
         ("check_tensorboard.py",),
     ):
         done = subprocess.run(
-            [made.python, INSIDE / script, *arguments],
+            [python, INSIDE / script, *arguments],
             env={**variables, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"},
             capture_output=True,
             text=True,
