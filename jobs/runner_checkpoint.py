@@ -543,7 +543,7 @@ def keras_checkpoint(model, every=None, callbacks=()):
         def on_train_begin(self, logs=None):
             if self.state:
                 restore_keras(model, self.state.arrays)
-                for callback, memory in zip(callbacks, self.state.values["callbacks"]):  # noqa: B905 - Python 3.7
+                for callback, memory in zip(callbacks, self.state.values["callbacks"]):
                     vars(callback).update(memory)
                 for number, callback in enumerate(callbacks):
                     _restore_best(callback, number, self.state.arrays)

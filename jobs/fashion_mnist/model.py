@@ -22,7 +22,7 @@ def initial_weights(hidden, initializer, random):
     """Return kernels drawn by `initializer` and biases of zero, for layers of `hidden` units and ten at the end."""
     sizes = [PIXELS, *hidden, len(CLASS_NAMES)]
     weights = []
-    for inputs, units in zip(sizes[:-1], sizes[1:]):  # noqa: B905, RUF007 - Python 3.7
+    for inputs, units in zip(sizes[:-1], sizes[1:]):  # noqa: RUF007 - Python 3.7
         weights.append(initial_kernel(inputs, units, initializer, random).astype(np.float32))
         weights.append(np.zeros(units, np.float32))
     return weights

@@ -20,7 +20,7 @@ def confusion(labels, predicted):
 def per_class(matrix):
     """Return class name -> share of its images that were recognised."""
     totals = np.maximum(matrix.sum(axis=1), 1)
-    return {name: round(float(share), 4) for name, share in zip(CLASS_NAMES, matrix.diagonal() / totals)}  # noqa: B905
+    return {name: round(float(share), 4) for name, share in zip(CLASS_NAMES, matrix.diagonal() / totals)}
 
 
 def versions(tf):
@@ -112,7 +112,7 @@ def learning_curves(plt, epochs):
     """Return a figure of loss and accuracy over the epochs, for training and validation images."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     numbers = [line["epoch"] for line in epochs]
-    for axis, name in zip(axes, ("loss", "accuracy")):  # noqa: B905
+    for axis, name in zip(axes, ("loss", "accuracy")):
         axis.plot(numbers, [line[name] for line in epochs], "o-", color=BLUE, markersize=4, label="training")
         if epochs and "val_" + name in epochs[0]:
             values = [line["val_" + name] for line in epochs]

@@ -167,7 +167,7 @@ class Loop:
             own = [slot[place] for slot in state.slots]
             weight, own = self.update(weight, gradients[place], own, rate, number)
             weights.append(weight)
-            for slot, value in zip(slots, own):  # noqa: B905 - Python 3.7
+            for slot, value in zip(slots, own):
                 slot.append(value)
         return weights, slots
 
