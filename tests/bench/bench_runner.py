@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uv
 
-from runner import environments, virtualenvs
+from runner import environments, specs, virtualenvs
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = ROOT / "tests" / "jobs"
@@ -46,12 +46,13 @@ def overhead(folder: Path) -> dict[str, float]:
     os.chdir(JOBS)
     row = environments.find("tf0.0-cpu")
     python = virtualenvs.ensure(row.lock_text, row.pythons, row.name).python
+    job = specs.read_job(JOBS / "counter" / "job.yaml")
+    defaults = {name: parameter.default for name, parameter in job.parameters.items()}
 
     def bare(number: int) -> None:
         home = folder / f"bare-{number}"
         (home / "checkpoints").mkdir(parents=True)
-        parameters = {"steps": 5, "seed": 0, "pause": 0, "every": 1, "fault": "none", "at": 0, "times": 0, "hold": 0}
-        (home / "p.json").write_text(json.dumps(parameters))
+        (home / "p.json").write_text(json.dumps({**defaults, "steps": 5}))
         variables = {"RUNNER_DIR": str(home), "RUNNER_ATTEMPT": "1", "RUNNER_PARAMETERS": str(home / "p.json")}
         call([python, JOBS / "counter" / "counter.py"], **variables)
 
