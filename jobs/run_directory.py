@@ -491,7 +491,8 @@ def _said(last):
 
 
 def _after(record):
-    seconds = sum(max(0, (a.get("ended") or a["started"]) - a["started"]) for a in record.get("attempts", []))
+    ends = [(a["started"], a.get("ended") or a.get("alive") or a["started"]) for a in record.get("attempts", [])]
+    seconds = sum(max(0, end - start) for start, end in ends)
     count = len(record.get("attempts", []))
     return " after %s%s" % (_duration(seconds), " in %d attempts" % count if count > 1 else "")
 

@@ -42,7 +42,7 @@ def _submit(plan: Plan, detach: bool, as_json: bool) -> int:
     )
     if detach:
         return _detached(run.directory, submission, run.request["submission"], as_json)
-    _say(f"{run.name}  (status, logs, stop: see `runner ps`; its directory: {run.directory})")
+    _say(f"from any terminal: {next(runs.next_commands(run.name, run.volume))}   (also: logs -f, stop)")
     return _attend(run.directory, submission, run.request["submission"], first, as_json)
 
 

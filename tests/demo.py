@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,13 @@ VOLUME = ROOT / "build" / "demo"
 
 
 def main() -> None:
-    VOLUME.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(VOLUME, ignore_errors=True)
+    VOLUME.mkdir(parents=True)
     began = time.monotonic()
     say("1. An uninterrupted run, to compare with.")
-    train("uninterrupted", "--fresh")
+    train("uninterrupted")
     say("2. The same training, killed with SIGKILL half way.")
-    killed = start("killed", "--fresh")
+    killed = start("killed")
     kill_half_way(VOLUME / "killed")
     killed.wait()
     say("3. The same command again: it goes on from the last checkpoint.")
@@ -44,32 +46,32 @@ def say(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
-def start(name: str, *options: str) -> "subprocess.Popen[bytes]":
-    command = ["runner", "run", "fashion_mnist", "--name", name, "--volume", str(VOLUME.relative_to(ROOT)), *options]
+def start(name: str) -> "subprocess.Popen[bytes]":
+    where = ["--name", name, "--volume", str(VOLUME.relative_to(ROOT))]
+    command = ["runner", "run", "fashion_mnist", "-P", "epochs=20", *where]
     print(f"   $ {shlex.join(command)}", flush=True)
     return subprocess.Popen([Path(sys.executable).with_name("runner"), *command[1:]], cwd=ROOT)
 
 
-def train(name: str, *options: str) -> None:
-    code = start(name, *options).wait()
+def train(name: str) -> None:
+    code = start(name).wait()
     if code != 0:
         sys.exit(code)
 
 
 def kill_half_way(directory: Path) -> None:
     """Kill the launcher, and with it the training, as soon as half of the steps are done and a checkpoint is there."""
-    began = time.time()
     while True:
         run = runs.load(directory)
-        attempts = (run.record.get("attempts") or []) if run else []
-        progress = (run.record.get("progress") or {}) if run else {}
-        fresh = attempts and attempts[0]["started"] > began - 1
-        if run and fresh and run.checkpoint() and progress.get("step", 0) >= progress.get("total_steps", 0) / 2:
+        if run:
+            progress = run.record.get("progress") or {}
+            half = progress.get("step", 0) >= progress.get("total_steps", 0) / 2 > 0
             holder = run_directory.holder(str(directory / ".lock"))
-            os.kill(holder["pid"], signal.SIGKILL)
-            return
-        if run and fresh and not run.going and run.record.get("ended"):
-            sys.exit("   It was done before it could be killed.")
+            if half and run.checkpoint() and holder:
+                os.kill(holder["pid"], signal.SIGKILL)
+                return
+            if run.record.get("ended"):
+                sys.exit("   It was done before it could be killed.")
         time.sleep(0.02)
 
 
