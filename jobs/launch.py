@@ -425,10 +425,10 @@ class Launcher:
     def _path(self, *parts):
         return os.path.join(self.directory, *parts)
 
-    def _save(self):
+    def _save(self, durable=True):
         """Write run.json, and return whether that could be done: a full disk must not end the training."""
         try:
-            write_json(self._path("run.json"), self.record)
+            write_json(self._path("run.json"), self.record, durable)
         except OSError:
             return False
         return True
@@ -451,7 +451,8 @@ class Attempt:
         self.stopped = False
         self.log = Log(self._path("logs", "attempt-%d.log" % number), self._on_line)
         self.progress = Progress(self._path("metrics.jsonl"))
-        self.looked, self.pause = 0.0, 0.05
+        self.look_at = self.scan_at = 0.0
+        self.pause = 0.05  # seconds between two looks
 
     def _path(self, *parts):
         return os.path.join(self.directory, *parts)
@@ -564,30 +565,37 @@ class Attempt:
             self._event("stopping", grace=GRACE)
         if launcher.kill_now or (self.stopped and now - launcher.told_to_stop > GRACE):
             kill_group(child.pid, self.directory)
-        if now - self.looked > self.pause:
+        if now >= self.look_at:
             self._look()
-            self.looked = time.monotonic()
-            # Soon at first, then twice a second; at most 2 % of a core, however many files there are.
-            self.pause = max(min(0.5, 2 * self.pause), 50 * (self.looked - now))
+            self.pause = min(2 * self.pause, 0.5)  # a short job is looked at more often at its beginning
+            self.look_at = time.monotonic() + self.pause
 
-    def _look(self):
+    def _look(self, scan=False):
+        """Take up news of the job: its metrics and progress always, its checkpoints when a scan is due."""
         changed = self.progress.read_metrics()
-        found = newest(self.directory, self.code)
-        if found != self.entry["checkpoint"]:
-            self.entry["checkpoint"] = found
-            self._event("checkpoint", **(place_and_step(found) or {}))
-            changed = True
+        if scan or time.monotonic() >= self.scan_at:
+            changed = self._scan() or changed
         if changed:
             self.entry.setdefault("first_sign", time.time())
         if changed or self.progress.changed:
             self.progress.changed = False
-            self.record.update(
-                progress=self.progress.value or self.record.get("progress"), checkpoint=place_and_step(found)
-            )
             self.entry["alive"] = time.time()
-            self.launcher._save()
+            self.record["progress"] = self.progress.value or self.record.get("progress")
+            self.launcher._save(durable=False)  # the next one comes soon, and a slow disk must not hold us up
             if changed and self.progress.value:
                 self._event("progress", **{"progress": self.progress.value})
+
+    def _scan(self):
+        """Look for a newer checkpoint, in at most 2 % of the time, however many files there are; return whether it came."""
+        began = time.monotonic()
+        found = newest(self.directory, self.code)
+        self.scan_at = time.monotonic() + min(50 * (time.monotonic() - began), 30)
+        if found == self.entry["checkpoint"]:
+            return False
+        self.entry["checkpoint"] = found
+        self.record["checkpoint"] = place_and_step(found)
+        self._event("checkpoint", **(place_and_step(found) or {}))
+        return True
 
     def _on_line(self, line):
         """Take up what the job itself reports: lines of the form `@runner {"progress": {...}}`."""
@@ -599,7 +607,7 @@ class Attempt:
         self.log.own(MARK + json.dumps(dict(values, event=event)))
 
     def _close(self, group, code):
-        self._look()
+        self._look(scan=True)
         how = (
             "was killed by signal %d (%s)%s"
             % (

@@ -46,13 +46,14 @@ def read_json(path):
         return None
 
 
-def write_json(path, value):
-    """Write a JSON file so that a reader (or a crash) sees the old content or the new, never a part."""
+def write_json(path, value, durable=True):
+    """Write a JSON file so that a reader sees the old content or the new, never a part; `durable` outlives a power cut."""
     partial = path + ".partial"
     with open(partial, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
         file.flush()
-        sync(file.fileno())
+        if durable:
+            sync(file.fileno())
     os.replace(partial, path)
 
 
