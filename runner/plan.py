@@ -120,7 +120,7 @@ def place_of(given: Path) -> Path:
 
 def _name(asked: Asked, project: projects.Project, values: Mapping[str, specs.Value]) -> str:
     named = {key: value for key, value in values.items() if not project.job.parameters[key].extend}
-    return specs.run_name(project.base, asked.environment, named, asked.command or project.command)
+    return specs.run_name(project.base, asked.environment, named, (*project.command, *asked.command))
 
 
 def _attach(existing: runs.Found, run: Run, asked: Asked) -> Plan:

@@ -304,6 +304,16 @@ def test_the_name_does_not_depend_on_order_place_or_what_may_be_extended(cli, co
     assert name_of(cli, ".", "-P", "seed=1", "-P", "every=2") == name
 
 
+def test_a_file_is_the_same_run_as_its_project_with_the_command_and_another_file_is_another(cli, project):
+    for name in ("a.py", "b.py"):
+        (project / name).write_text("")
+    for arguments in ([], ["--x"]):
+        after = ["--", *arguments] if arguments else []
+        name = name_of(cli, project / "a.py", *after)
+        assert name == name_of(cli, project, "--", "python", "a.py", *arguments)
+        assert name != name_of(cli, project / "b.py", *after)
+
+
 def test_the_same_command_in_a_clone_is_the_same_run(cli, counter):
     cli.run("counter", steps=3)
     assert "It succeeded" in cli.run(counter, steps=3).stderr
