@@ -13,7 +13,7 @@ import click
 from runner import __version__
 
 if TYPE_CHECKING:
-    from runner.plan import Plan
+    from runner.plan import Asked, Plan
     from runner.runs import Found
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -185,9 +185,9 @@ def cli(ctx: click.Context, profile: str | None) -> None:
 def run(detach: bool, as_json: bool, **options: Any) -> int:
     """Start a run, continue it, attach to it, or show its result."""
     from runner import attached
-    from runner.plan import Asked, decide
+    from runner.plan import decide
 
-    plan = decide(Asked(**options))
+    plan = decide(_asked(options))
     return attached.carry_out(plan, detach=detach, as_json=as_json)
 
 
@@ -196,9 +196,9 @@ def run(detach: bool, as_json: bool, **options: Any) -> int:
 def render(**options: Any) -> None:
     """Print what `run` with the same options would send."""
     from runner import backends
-    from runner.plan import Asked, decide
+    from runner.plan import decide
 
-    click.echo(_rendered(decide(Asked(**options)), backends.get(options["backend"])))
+    click.echo(_rendered(decide(_asked(options)), backends.get(options["backend"])))
 
 
 def _rendered(plan: Plan, backend: Any) -> str:
@@ -310,9 +310,8 @@ def rm(
 def prove(kills: int, seed: int | None, as_json: bool, **options: Any) -> int:
     """Kill a training at random moments and show whether its weights come out bit for bit the same."""
     from runner import proof
-    from runner.plan import Asked
 
-    return proof.prove(Asked(**options), kills, seed, as_json)
+    return proof.prove(_asked(options), kills, seed, as_json)
 
 
 @cli.command()
@@ -337,6 +336,17 @@ def lock(version: str, device: str, python: str | None) -> None:
     click.echo(
         f"{row.name} is in {Path('environments.yaml').absolute()}, its packages in {row.lock}. Use it here with: -E {row.name}"
     )
+
+
+def _asked(options: dict[str, Any]) -> Asked:
+    """Return what was asked; an environment that a profile gives is a default, so it is no part of the run's name."""
+    from click.core import ParameterSource
+
+    from runner.plan import Asked
+
+    if click.get_current_context().get_parameter_source("environment") is ParameterSource.DEFAULT_MAP:
+        options = {**options, "environment": None, "preferred": options["environment"]}
+    return Asked(**options)
 
 
 def _chosen(name: str | None, places: list[Path], backend: str | None, yes: bool, verb: str) -> Found:

@@ -25,6 +25,7 @@ class Asked:
 
     job: str
     environment: str | None = None
+    preferred: str | None = None  # the environment of the profile: a default, and not asked
     backend: str = "native"
     name: str | None = None
     parameters: tuple[str, ...] = ()
@@ -238,12 +239,12 @@ def _environment(
     asked: Asked, job: specs.Job, directory: Path, past: Mapping[str, Any] | None
 ) -> tuple[str, str, list[str]]:
     """Return the row's name, the lock's text and the Pythons: those the run began with, else the row's of today."""
-    wanted = asked.environment or (None if past else job.environment)
+    began = past["environment"] if past else None
     kept = directory / "runner.lock"
-    if past and kept.is_file() and (wanted is None or _same_row(wanted, past["environment"])):
+    if past and kept.is_file() and (asked.environment is None or _same_row(asked.environment, began)):
         return past["environment"], kept.read_text(), list(past["pythons"])
-    row = _row(wanted, _gpus(asked, job))
-    if past and kept.is_file() and row.name == past["environment"]:
+    row = _row(asked.environment or began or asked.preferred or job.environment, _gpus(asked, job))
+    if past and kept.is_file() and row.name == began:
         return row.name, kept.read_text(), list(past["pythons"])
     return row.name, row.lock_text, list(row.pythons)
 
@@ -271,7 +272,7 @@ def _row(wanted: str | None, gpus: int) -> environments.Environment:
     return row
 
 
-def _same_row(wanted: str, name: str) -> bool:
+def _same_row(wanted: str, name: str | None) -> bool:
     return wanted == name or f"{wanted}-cpu" == name or f"tf{wanted}-cpu" == name
 
 

@@ -314,6 +314,17 @@ def test_a_file_is_the_same_run_as_its_project_with_the_command_and_another_file
         assert name != name_of(cli, project / "b.py", *after)
 
 
+def test_a_profile_names_an_environment_without_changing_the_name_or_a_run_that_began(cli, project):
+    name = name_of(cli, JOBS / "counter")
+    cli.cwd = with_environments(project)
+    (project / "runner.yaml").write_text("default: {environment: tf0.1-cpu}\n")
+    assert name_of(cli, JOBS / "counter") == name
+    cli.run(JOBS / "counter", steps=2)
+    assert cli.only().request["environment"] == "tf0.1-cpu"  # before job.yaml's
+    (project / "runner.yaml").unlink()
+    assert "It succeeded" in cli.run(JOBS / "counter", steps=2).stderr
+
+
 def test_the_same_command_in_a_clone_is_the_same_run(cli, counter):
     cli.run("counter", steps=3)
     assert "It succeeded" in cli.run(counter, steps=3).stderr
@@ -375,6 +386,15 @@ def with_environments(folder: Path, pythons: str = '["3.13", "3.12", "3.11", "3.
         )
     (folder / "environments.yaml").write_text("environments:\n" + "".join(rows))
     return folder
+
+
+def test_a_run_that_lost_its_lock_goes_on_in_the_environment_that_it_began_with(cli, project):
+    cli.cwd = with_environments(project)
+    words = (JOBS / "counter", "--name", "mine")
+    cli.run(*words, "-E", "tf0.1-cpu", steps=2)
+    (cli.volume / "mine" / "runner.lock").unlink()
+    cli.run(*words, steps=4)
+    assert (cli.only().request["environment"], cli.report()["steps"]) == ("tf0.1-cpu", 4)
 
 
 def test_changed_data_are_refused(cli, project):
