@@ -199,6 +199,7 @@ def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.V
     if past:
         parameters.update({key: value for key, value in past["parameters"].items() if key in parameters})
     every = asked.checkpoint_every or job.checkpoint_every
+    described = projects.job_hash(files)
     request = {
         "format": run_directory.FORMAT,
         "name": name,
@@ -213,7 +214,8 @@ def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.V
         "format_command": from_job,
         "parameters": {**parameters, **values},
         "extend": [key for key, parameter in job.parameters.items() if parameter.extend],
-        "code": dict(code),
+        "code": _code(code, past, described),
+        "job_yaml": described,
         "data": {key: _hashes(*source) for key, source in data.items()},
         "resources": {"cpus": asked.cpus or job.resources.cpus, "gpus": _gpus(asked, job)},
         "retries": job.retries if asked.retries is None else asked.retries,
@@ -233,6 +235,13 @@ def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.V
         python=_first_python(volume / name) if past else None, data=data,
         variables=variables,
     )  # fmt: skip
+
+
+def _code(code: Mapping[str, str], past: Mapping[str, Any] | None, described: str | None) -> dict[str, str]:
+    """Return the manifest; a job.yaml that says the same but for its free keys counts as the one of the beginning."""
+    if past and described and past.get("job_yaml") == described and "job.yaml" in past.get("code", {}):
+        return {**code, "job.yaml": past["code"]["job.yaml"]}
+    return dict(code)
 
 
 def _environment(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import errno
 import fnmatch
+import hashlib
+import json
 import os
 import stat
 import tarfile
@@ -12,13 +14,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import resources, run_directory, terminal
+from runner import resources, run_directory, terminal, yamlfile
 from runner.errors import UsageError, unknown
 from runner.specs import Job, read_job
 
 LIMIT = 200_000_000  # bytes; beyond this a sentence names the big folders
 IGNORED = (".git", ".hg", ".svn", "__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".mypy_cache", ".ruff_cache",
            ".tox", ".nox", ".eggs", "node_modules", ".DS_Store", ".Trash*", "*.pyc", "lost+found")  # fmt: skip
+FREE = ("retries", "resources", "checkpoint_every")  # keys of job.yaml that may differ from attempt to attempt
 MARKERS = (".git", "job.yaml", "pyproject.toml", "requirements.txt")
 
 
@@ -106,12 +109,13 @@ class _Walk:
     def __init__(self, root: Path, volume: Path | None) -> None:
         self.root, self.volume = root, volume
         self.ignored = [*IGNORED, *_runnerignore(root)]
+        self.settings = {"runner.yaml", *_own_rows(root)}
         self.device = root.stat().st_dev
 
     def entries(self, folder: Path, trail: tuple[Path, ...] = ()) -> Iterator[tuple[str, Path]]:
         """Give (path in the project, where it is) of all that travels below a folder; `trail` is where we came from."""
         trail = (*trail, folder.resolve())
-        paths = [path for path in sorted(folder.iterdir()) if not _matches(self._name(path), self.ignored)]
+        paths = [path for path in sorted(folder.iterdir()) if not self._stays(self._name(path))]
         files = [path for path in paths if _is_file(path)]
         yield from ((self._name(path), path) for path in files)
         if not files and folder != self.root:
@@ -119,6 +123,9 @@ class _Walk:
         for path in paths:
             if path.is_dir() and self._travels(path, trail):
                 yield from self.entries(path, trail)
+
+    def _stays(self, name: str) -> bool:
+        return name in self.settings or _matches(name, self.ignored)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -147,6 +154,18 @@ def _runnerignore(root: Path) -> list[str]:
     path = root / ".runnerignore"
     lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path.is_file() else []
     return [line.strip().rstrip("/") for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _own_rows(root: Path) -> list[str]:
+    """Return the files that `runner lock` makes, where they lie in the project: settings of the runner, and no code."""
+    path = root / "environments.yaml"
+    try:
+        rows = yamlfile.load(path).get("environments") if path.is_file() else None
+    except UsageError:
+        return []
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) and "tensorflow" in row for row in rows.values()):
+        return []  # the project's own, which only has the same name
+    return ["environments.yaml", *(f"locks/{name}.txt" for name in rows)]
 
 
 def _matches(relative: str, patterns: list[str]) -> bool:
@@ -212,6 +231,14 @@ def manifest(entries: Mapping[str, Path]) -> dict[str, str]:
         return {relative: run_directory.code_hash(str(path)) for relative, path in _files(entries)}
     except OSError as error:
         raise _unreadable(error) from error
+
+
+def job_hash(entries: Mapping[str, Path]) -> str | None:
+    """Return the SHA-256 of what job.yaml says, less its free keys: others may be given without a change of the code."""
+    if "job.yaml" not in entries:
+        return None
+    said = {key: value for key, value in yamlfile.load(entries["job.yaml"]).items() if key not in FREE}
+    return hashlib.sha256(json.dumps(said, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def archive(entries: Mapping[str, Path], target: Path) -> None:

@@ -440,6 +440,31 @@ def test_of_notebooks_only_the_sources_of_the_cells_count(cli, counter):
     assert "n.ipynb: changed" in cli.run(counter, code=2, **LONG).stderr
 
 
+def test_settings_of_the_runner_in_the_project_are_no_code(cli, counter):
+    interrupted(cli, counter)
+    cli.cwd = with_environments(counter)
+    (counter / "runner.yaml").write_text("default: {retries: 5}\n")
+    result = cli.run(counter, "--update-code", "--detach", **LONG)
+    assert "of the code" not in result.stderr
+    assert cli.only().request["retries"] == 5
+
+
+def test_free_keys_of_job_yaml_may_change_and_the_others_are_code(cli, counter):
+    job = counter / "job.yaml"
+    directory = interrupted(cli, counter)
+    text = job.read_text().replace("retries: 2", "retries: 7").replace("1steps", "1epoch")
+    job.write_text(text + "resources: {cpus: 1}\n")
+    cli.run(counter, "--detach", **LONG)
+    assert (cli.only().request["retries"], cli.only().request["checkpoint_every"]) == (7, "1epoch")
+    kill_launcher(directory)
+    job.write_text(job.read_text().replace("  seed: 0", "  seed: 0\n  another: 1"))
+    assert "job.yaml: changed" in cli.run(counter, code=2, **LONG).stderr
+    cli.run(counter, "--update-code", "--detach", **LONG)
+    work = directory / "work" / "counter"
+    assert (work / "job.yaml").read_text() == job.read_text()
+    assert not (work / "job.yaml.before-update").exists()
+
+
 # ---------------------------------------------------------------- exact
 
 

@@ -63,6 +63,20 @@ def test_runnerignore_names_what_stays(root):
     assert files(root) == [".runnerignore", "a.py", "sub/keep.md", "sub/top.csv"]
 
 
+def test_rows_of_the_runners_stay_and_files_that_only_have_their_names_travel(root):
+    write(root, "runner.yaml", "sub/runner.yaml", "locks/tf2.3.1-cpu.txt", "locks/other.txt", "train.py")
+    (root / "environments.yaml").write_text("environments:\n  tf2.3.1-cpu: {tensorflow: 2.3.1}\n")
+    assert files(root) == ["locks/other.txt", "sub/runner.yaml", "train.py"]
+    (root / "environments.yaml").write_text("- cartpole\n")
+    assert files(root) == [
+        "environments.yaml",
+        "locks/other.txt",
+        "locks/tf2.3.1-cpu.txt",
+        "sub/runner.yaml",
+        "train.py",
+    ]
+
+
 def test_a_runnerignore_in_another_encoding_is_read(root):
     (root / ".runnerignore").write_bytes(b"caf\xe9\n")
     (root / os.fsdecode(b"caf\xe9")).write_text("")
