@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -243,6 +246,42 @@ def test_without_flock_the_process_and_the_heartbeat_decide(cli, monkeypatch):
     assert not run_directory.going(str(directory))
 
 
+@pytest.mark.parametrize("machines", [1, 2])
+def test_of_two_starts_in_the_same_moment_one_gets_the_lock_without_flock(volume, monkeypatch, machines):
+    """Both have seen that nobody holds it. On one machine a lock outside the volume decides, between two who wrote last."""
+    there, together = run_directory._module(), multiprocessing.get_context("fork")
+    meet, answers = together.Barrier(2), together.Queue()
+    real_flock, real_look = there._flock, there.holder_alive
+
+    def flock(descriptor: int, *kind: int) -> str:
+        on_volume = Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(volume)
+        return "unsupported" if on_volume or machines == 2 else real_flock(descriptor, *kind)
+
+    def look(*given: Any, **options: Any) -> bool:
+        found: bool = real_look(*given, **options)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            meet.wait(3)
+        return found
+
+    def start() -> None:
+        try:
+            there.Lock(str(volume / "run")).acquire()
+        except there.Refusal as refusal:
+            answers.put(refusal.code)
+        else:
+            answers.put(0)
+            time.sleep(3)
+
+    monkeypatch.setattr(there, "_flock", flock)
+    monkeypatch.setattr(there, "holder_alive", look)
+    both = [together.Process(target=start) for _ in range(2)]
+    for process in both:
+        process.start()
+    assert sorted(answers.get(timeout=20) for _ in both) == [0, run_directory.TAKEN]
+    for process in both:
+        process.join()
+
+
 # ---------------------------------------------------------------- kills
 
 
@@ -278,6 +317,7 @@ def test_two_hundred_kills_change_nothing(cli):
             kills += 1
         going.communicate()
         if (directory / "done").exists():  # it came through: once more from the beginning
+            assert json.loads((directory / "report.json").read_text()) == expected
             back_to_the_beginning(directory)
     cli("run", "counter", *words)
     assert json.loads((directory / "report.json").read_text()) == expected
