@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import time
 import zipfile
@@ -23,6 +24,7 @@ REFUSED, TAKEN, CRASHED, INTERRUPTED, UNUSABLE = 64, 69, 70, 75, 78
 HEARTBEAT = 5.0  # seconds between signs of life in .lock
 # Seconds without one, after which the holder on another machine is taken for dead.
 STALE = float(os.environ.get("RUNNER_STALE", "30"))
+SETTLE = 0.5  # seconds after which, without flock, whoever wrote last into .lock is its holder
 FROZEN = ("environment", "image", "command", "code", "data", "requirements")
 
 
@@ -282,6 +284,7 @@ class Lock:
         self.path = os.path.join(directory, ".lock")
         self.backend = backend
         self.descriptor = None
+        self.local = None  # the descriptor of a lock on this machine, where the volume has none
         self.beaten = 0.0
         self.started = time.time()
 
@@ -297,28 +300,51 @@ class Lock:
             self._close()
             raise Refusal(TAKEN, "this run is going already: %s" % holder_words(self.path))
         self.beat(force=True)
+        if answer == "unsupported" and self._overwritten():
+            self._close()
+            raise Refusal(TAKEN, "this run was started elsewhere in the same moment: %s" % holder_words(self.path))
+
+    def _overwritten(self):
+        """Return whether another one, who saw no holder either, has written after us: then it is theirs."""
+        time.sleep(SETTLE)
+        who = holder(self.path)
+        ours = ("boot", "space", "pid", "started")
+        return who is not None and [who.get(key) for key in ours] != [self._sign().get(key) for key in ours]
 
     def _try(self):
         """Open the file and lock it; "taken", too, where it was renamed or removed before we had the lock (`--fresh`, `rm`)."""
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        self._open()
         answer = _flock(self.descriptor)
+        if answer == "unsupported":
+            self.local = _local_lock(os.path.dirname(self.path))
+            if self.local is None:
+                return answer
+            if _flock(self.local) == "taken":
+                return "taken"
+            os.close(self.descriptor)
+            self._open()  # whoever had the local lock before us may have set the directory aside
         with contextlib.suppress(OSError):
             if answer == "locked" and os.path.samestat(os.fstat(self.descriptor), os.stat(self.path)):
                 return answer
         return answer if answer != "locked" else "taken"
+
+    def _open(self):
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
 
     def beat(self, force=False):
         """Renew the sign of life when it is due."""
         if not force and time.monotonic() - self.beaten < HEARTBEAT:
             return
         self.beaten = time.monotonic()
-        text = json.dumps(
-            {"backend": self.backend, "host": host(), "boot": boot(), "space": process_space(), "pid": os.getpid(),
-             "process_started": process_started(os.getpid()), "started": self.started, "heartbeat": time.time()}
-        )  # fmt: skip
         with contextlib.suppress(OSError):  # a full disk must not end the training
-            os.pwrite(self.descriptor, text.ljust(400).encode(), 0)
+            os.pwrite(self.descriptor, json.dumps(self._sign()).ljust(400).encode(), 0)
+
+    def _sign(self):
+        return {
+            "backend": self.backend, "host": host(), "boot": boot(), "space": process_space(), "pid": os.getpid(),
+            "process_started": process_started(os.getpid()), "started": self.started, "heartbeat": time.time(),
+        }  # fmt: skip
 
     def release(self):
         """Give the lock back, leaving no holder's name."""
@@ -329,7 +355,27 @@ class Lock:
 
     def _close(self):
         os.close(self.descriptor)
-        self.descriptor = None
+        if self.local is not None:
+            os.close(self.local)
+        self.descriptor = self.local = None
+
+
+def _local_lock(directory):
+    """Return a file of this user and machine that stands for a run's directory, open, or None where that cannot be had."""
+    import tempfile  # only needed where a volume has no flock
+
+    folder = os.path.join(tempfile.gettempdir(), "runner-locks-%d" % os.getuid())
+    name = hashlib.sha256(os.fsencode(os.path.realpath(directory))).hexdigest()[:32]
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        state = os.lstat(folder)
+        if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):
+            return None  # somebody else has made it
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        return os.open(os.path.join(folder, name), flags, 0o600)
+    except OSError:
+        return None
 
 
 def _flock(descriptor, kind=None):
