@@ -42,6 +42,7 @@ from run_directory import (
     host,
     is_newer,
     kill_group,
+    lost_checkpoint,
     newest,
     newest_checkpoint,
     place_and_step,
@@ -181,7 +182,9 @@ class Launcher:
             kill_group(last["group"], self.directory)
         if last and not last.get("ended"):
             last.update(ended=last.get("alive", last["started"]), end="lost", how="was cut off with its launcher")
-            last["checkpoint"] = newest(self.directory, (read_json(self._path("request.json")) or {}).get("code"))
+            found = newest(self.directory, (read_json(self._path("request.json")) or {}).get("code"))
+            if not lost_checkpoint(self.directory, last.get("checkpoint"), found):
+                last["checkpoint"] = found  # it may have written more than its launcher could record
             self._spend(last)
             if os.path.exists(self._path("done")):  # it was killed after the job had finished, before it could say so
                 self.settled = 0
@@ -443,6 +446,8 @@ class Attempt:
         number = launcher._next_number()
         self.code = self.request["code"]
         found = newest(self.directory, self.code)
+        before = self.record["attempts"][-1] if self.record["attempts"] else {}
+        self.lost = lost_checkpoint(self.directory, before.get("checkpoint"), found)
         self.entry = {
             "number": number, "submission": self.request["submission"], "backend": launcher.backend,
             "host": host(), "boot": boot(), "space": process_space(), "started": time.time(), "ended": None,
@@ -469,6 +474,8 @@ class Attempt:
         for note in self.launcher.notes:
             self._event(**note)
         self.launcher.notes = []
+        if self.lost:
+            self._event("lost", **self.lost)
         self._event("attempt", number=self.entry["number"], checkpoint=place_and_step(self.entry["began_from"]))
         try:
             child = self._start()

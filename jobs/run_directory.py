@@ -20,7 +20,7 @@ import zipfile
 
 FORMAT = 1  # of request.json and run.json; a newer one is refused
 FINAL_CODES = (2, 64, 65, 78)  # usage, data, configuration: asking again would give the same
-REFUSED, TAKEN, CRASHED, INTERRUPTED, UNUSABLE = 64, 69, 70, 75, 78
+REFUSED, DATA, TAKEN, CRASHED, INTERRUPTED, UNUSABLE = 64, 65, 69, 70, 75, 78
 HEARTBEAT = 5.0  # seconds between signs of life in .lock
 # Seconds without one, after which the holder on another machine is taken for dead.
 STALE = float(os.environ.get("RUNNER_STALE", "30"))
@@ -126,15 +126,42 @@ def checkpoints(directory, code=None, tops=("checkpoints", "work")):
 
     `code` is the manifest of the snapshot (path -> SHA-256): a file that came with the project is no checkpoint.
     """
-    found = []
+    found = [_checkpoint(directory, path, code or {}) for path in _files(directory, tops)]
+    return sorted(filter(None, found), key=_age)
+
+
+def _files(directory, tops=("checkpoints", "work")):
     for top in tops:
         for folder, folders, names in os.walk(os.path.join(directory, top)):
             folders[:] = [name for name in folders if name != "__pycache__"]
             for name in names:
-                entry = _checkpoint(directory, os.path.join(folder, name), code or {})
-                if entry:
-                    found.append(entry)
-    return sorted(found, key=_age)
+                yield os.path.join(folder, name)
+
+
+def _damaged(directory, code):
+    """Return how many files are checkpoints that are not whole, where the name or a part beside it leaves no doubt of that."""
+    count = 0
+    for path in _files(directory):
+        with contextlib.suppress(OSError):
+            sure = re.search(r"/[^./][^/]*\.(npz|h5|keras)$", path) or (path.endswith(".index") and _shards(path))
+            if sure and not _from_snapshot(directory, path, code) and not _checkpoint(directory, path, code):
+                count += 1
+    return count
+
+
+def lost_checkpoint(directory, recorded, found):
+    """Return {path, step, problem} of the checkpoint that an attempt recorded, where it is gone and `found` is not newer.
+
+    A job deletes old ones itself, for the newer ones that it writes; copies of a volume, and disks, lose the newest.
+    """
+    if recorded is None or _checkpoint(directory, os.path.join(directory, recorded["path"]), {}):
+        return None
+    if found and None not in (found["step"], recorded["step"]):
+        newer = found["step"] >= recorded["step"]
+    else:
+        newer = found is not None and found["modified"] > recorded["modified"]
+    there = os.path.exists(os.path.join(directory, recorded["path"]))
+    return None if newer else dict(place_and_step(recorded), problem="damaged" if there else "missing")
 
 
 def _age(entry):
@@ -501,18 +528,35 @@ def describe(record, directory, is_going, code=None):
     """Return the one sentence: what the run does, or why it ended, and what the same command would continue from."""
     if is_going:
         return "It is running%s." % _progress_words(record.get("progress"))
-    checkpoint = newest_checkpoint(directory, code)
     if record.get("exit_code") == 0:
         return "It succeeded%s." % _after(record)
     last = record["attempts"][-1] if record.get("attempts") else {}
-    again = " The same command %s." % (
-        "continues from %s" % checkpoint_words(checkpoint)
-        if checkpoint
-        else "starts it%s from the beginning, for there is no checkpoint yet" % (" again" if last else "")
-    )
+    again = _again(record, last, directory, code or {})
     if not last and os.path.isdir(os.path.join(directory, "logs")):
         return "How it ended is not known, for its run.json is lost." + again
     return _why(record, last) + again
+
+
+def _again(record, last, directory, code):
+    """Return what asking again would lead to: which checkpoint it has, and which it has lost."""
+    found = newest(directory, code)
+    lost = lost_checkpoint(directory, last.get("checkpoint"), found)
+    said = " Checkpoint %s is %s." % (checkpoint_words(lost), lost["problem"]) if lost else ""
+    refused = record.get("exit_code") == DATA  # as runner_checkpoint does, which has read the files
+    fresh = "--fresh begins anew (the old files are kept)."
+    if found and refused:
+        return "%s The same command tries %s again; %s" % (said, checkpoint_words(found), fresh)
+    if found:
+        return "%s The same command continues from %s." % (said, checkpoint_words(found))
+    count = _damaged(directory, code)
+    if count:
+        files = "1 checkpoint file is" if count == 1 else "%d checkpoint files are" % count
+        said = " %s damaged, and none is whole." % files
+    if said:
+        return said + ("" if refused else " The same command starts it again without one;") + " " + fresh
+    return " The same command starts it%s from the beginning, for there is no checkpoint yet." % (
+        " again" if last else ""
+    )
 
 
 def _why(record, last):

@@ -90,6 +90,8 @@ def _event_words(event: Mapping[str, Any]) -> str | None:
         return f"attempt {event['number']}: continues from {place}"
     if kind == "fresh":
         return f"begun afresh; what was there is kept as {event.get('kept')}"
+    if kind == "lost":
+        return f"checkpoint {run_directory.checkpoint_words(event)} is {event.get('problem')}"
     if kind == "inexact":
         return "no longer exact: " + "; ".join(event.get("reasons", []))
     if kind == "ended" and event.get("code"):

@@ -6,9 +6,10 @@ import fcntl
 import json
 import shlex
 import signal
+from pathlib import Path
 
 import pytest
-from conftest import LONG, Cli, begin, kill_launcher, until
+from conftest import LONG, Cli, begin, kill_launcher, step_of, until
 
 KEYS = (
     "name", "job", "environment", "backend", "state", "sentence", "attempt", "exit_code", "checkpoint", "exact", "reasons",
@@ -84,7 +85,8 @@ def test_interrupted(cli, number, said):
             {"code": 65, "at": 1},
             65,
             "the job ended with 65, which says that trying again is no use. Its last words: asked to end with 65. "
-            "The same command continues from step 1 (checkpoints/checkpoint-000000000001.npz).",
+            "The same command tries step 1 (checkpoints/checkpoint-000000000001.npz) again; "
+            "--fresh begins anew (the old files are kept).",
         ),
         ({"code": 9, "at": 1}, 70, "the job ended with 9, 3 times in a row without a newer checkpoint."),
     ],
@@ -95,6 +97,44 @@ def test_failed(cli, parameters, code, said):
     found = status(cli)
     assert (found["state"], found["exit_code"]) == ("failed", code)
     assert said in found["sentence"]
+
+
+def damage_all(directory: Path) -> None:
+    for path in (directory / "checkpoints").glob("checkpoint-*.npz"):
+        path.write_bytes(path.read_bytes()[:50])
+
+
+def test_damaged_checkpoints_are_counted_and_fresh_is_named(cli):
+    directory = begin(cli, "counter", checkpoint=5)
+    kill_launcher(directory)
+    damage_all(directory)
+    found = status(cli)
+    assert found["checkpoint"] is None
+    assert found["sentence"].endswith(
+        " 3 checkpoint files are damaged, and none is whole. The same command starts it again without one; "
+        "--fresh begins anew (the old files are kept)."
+    )
+
+
+def test_where_no_checkpoint_can_be_read_the_same_command_is_not_promised(cli, project):
+    (project / "job.py").write_text(
+        "import time\nfrom runner_checkpoint import Checkpoint\ncheckpoint = Checkpoint(every='1steps')\n"
+        "state = checkpoint.restore()\nfor step in range(state.step if state else 0, 100000):\n"
+        "    time.sleep(0.01)\n    checkpoint.step(step + 1)\n"
+    )
+    cli.run(project / "job.py", "-E", "tf0.0-cpu", "--detach")
+    directory = cli.only().directory
+    until(lambda: step_of(directory) >= 5, what="checkpoint 5")
+    kill_launcher(directory)
+    damage_all(directory)
+    ended = cli.run(project / "job.py", "-E", "tf0.0-cpu", code=65)
+    assert (
+        "3 checkpoint files are damaged, and none is whole. --fresh begins anew (the old files are kept)."
+        in ended.stderr
+    )
+    assert "The same command" not in ended.stderr
+    cli.run(project / "job.py", "-E", "tf0.0-cpu", "--fresh", "--detach")
+    assert cli.only().record["attempts"][0]["began_from"] is None
 
 
 def test_the_sentence_comes_first_and_again_is_complete(cli, tmp_path):

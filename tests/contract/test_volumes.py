@@ -183,7 +183,10 @@ def test_a_copied_volume_with_holes_goes_on_from_the_checkpoint_before(cli, volu
         os.truncate(kept[-1], 100 if hole == "cut" else 0)
     status = cli("status", "mine", "--volume", copy, "--json").json()
     assert status["checkpoint"]["step"] == before
-    assert f"The same command continues from step {before} " in cli("status", "mine", "--volume", copy).stdout
+    problem = "missing" if hole == "missing" else "damaged"
+    lost = f"heckpoint step {before + 1} (checkpoints/{kept[-1].name}) is {problem}"
+    said = cli("status", "mine", "--volume", copy).stdout
+    assert f"C{lost}. The same command continues from step {before} " in said
     ended = cli.run(
         "counter", "--name", "mine", "--volume", copy, steps=before + 5, pause=0.03, code=2
     )  # fewer than asked
@@ -194,6 +197,7 @@ def test_a_copied_volume_with_holes_goes_on_from_the_checkpoint_before(cli, volu
     )
     kill_launcher(copy / "mine")
     assert lines == [f"counting from {before} to 1000"]
+    assert f"c{lost}\n" in cli("logs", "mine", "--volume", copy).stderr
     log = (copy / "mine/logs/attempt-2.log").read_text()
     assert (f"{kept[-1].name} is damaged, the one before it is used" in log) is (hole != "missing")
 
