@@ -101,6 +101,29 @@ def _other(key, now, first):
     return "%s %s instead of %s" % ({"python": "Python"}.get(key, key), now, first)
 
 
+def _make_way(folder, parts):
+    """Clear away what is in the way of a file: a file where it needs a folder, and a folder where it is to be."""
+    for count in range(1, len(parts)):
+        above = os.path.join(folder, *parts[:count])
+        if os.path.lexists(above) and not os.path.isdir(above):
+            _keep(above)
+    target = os.path.join(folder, *parts)
+    if os.path.isdir(target):
+        for inside, _, _ in os.walk(target, topdown=False):
+            with contextlib.suppress(OSError):  # only what is empty goes
+                os.rmdir(inside)
+        if os.path.isdir(target):
+            _keep(target)
+
+
+def _keep(path):
+    """Set aside what the job has written, under a name that is free."""
+    number, aside = 1, path + ".before-update"
+    while os.path.lexists(aside):
+        number, aside = number + 1, "%s.before-update.%d" % (path, number)
+    os.replace(path, aside)
+
+
 # ---------------------------------------------------------------- the launcher
 
 
@@ -217,6 +240,8 @@ class Launcher:
                 REFUSED,
                 "request.json has format %s, written by a newer runner; this one knows %d" % (frozen["format"], FORMAT),
             )
+        if frozen:  # work/ is laid out already, by this name: a clone of the project may lie in a folder of another
+            self.request["folder"] = frozen.get("folder", self.request["folder"])
         if frozen and first:
             self._reconcile(frozen, mode)
             if any(frozen[key] != self.request[key] for key in ("parameters", "code")):
@@ -253,8 +278,9 @@ class Launcher:
         if found or (changed and mode != "update-code" and newest_checkpoint(self.directory, frozen["code"])):
             raise Refusal(REFUSED, "this run was begun differently: %s" % "; ".join((found + changed)[:10]))
         if changed and mode == "update-code":
-            self._inexact("the code was changed by --update-code before attempt %d" % self._next_number())
-            self._save()  # before the code: if we are killed in between, the next one knows
+            if newest_checkpoint(self.directory, frozen["code"]):  # else nothing was trained by the old code
+                self._inexact("the code was changed by --update-code before attempt %d" % self._next_number())
+                self._save()  # before the code: if we are killed in between, the next one knows
             self._update_code(frozen["code"])
         elif changed:
             self._set_aside_work()
@@ -269,13 +295,16 @@ class Launcher:
     def _update_code(self, old):
         """Write added and changed files, remove deleted ones; what the job itself had altered is kept as *.before-update."""
         new, folder = self.request["code"], self._work_folder()
-        changed = [path for path in set(old) | set(new) if old.get(path) != new.get(path)]
+        changed = [path for path in sorted(set(old) | set(new)) if old.get(path) != new.get(path)]
         for path in changed:
             target = os.path.join(folder, *path.split("/"))
-            if os.path.exists(target) and code_hash(target) not in (old.get(path), new.get(path)):
-                os.replace(target, target + ".before-update")
-            elif path not in new and os.path.exists(target):
+            if os.path.isfile(target) and code_hash(target) not in (old.get(path), new.get(path)):
+                _keep(target)
+            elif path not in new and os.path.isfile(target):
                 os.unlink(target)
+        for path in changed:
+            if path in new:
+                _make_way(folder, path.split("/"))
         self._extract(folder, only=set(changed))
 
     def _work_folder(self):
@@ -299,20 +328,9 @@ class Launcher:
                 if only is not None and member.name not in only:
                     continue
                 target = os.path.join(folder, *member.name.split("/"))
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                if member.issym():
-                    self._link(member, target)
-                elif member.isdir():
-                    os.makedirs(target, exist_ok=True)
-                else:
+                os.makedirs(target if member.isdir() else os.path.dirname(target), exist_ok=True)
+                if not member.isdir():
                     self._write(archive.extractfile(member), member, target)
-
-    @staticmethod
-    def _link(member, target):
-        with contextlib.suppress(OSError):  # vfat and some drives have no symbolic links
-            if os.path.lexists(target):
-                os.unlink(target)
-            os.symlink(member.linkname, target)
 
     @staticmethod
     def _write(source, member, target):

@@ -123,6 +123,66 @@ def test_update_code_is_applied_once(cli, project):
     assert reasons == ["the code was changed by --update-code before attempt 2"]
 
 
+def test_a_clone_in_a_folder_of_another_name_goes_on_in_the_runs_own(cli, project):
+    first = Path(shutil.copytree(JOBS / "counter", project / "counter"))
+    directory = begin(cli, first, "--name", "mine")
+    kill_launcher(directory)
+    clone = first.rename(project / "counter-main")
+    begin(cli, clone, "--name", "mine", checkpoint=step_of(directory) + 1)
+    assert json.loads((directory / "request.json").read_text())["folder"] == "counter"
+    assert [path.name for path in (directory / "work").iterdir()] == ["counter"]
+
+
+def test_update_code_where_a_folder_became_a_file_and_a_file_a_folder(cli, project):
+    job = Path(shutil.copytree(JOBS / "counter", project / "counter"))
+    for name in ("empty/deep", "kept"):
+        (job / name).mkdir(parents=True)
+        (job / name / "inside.txt").write_text("old")
+    (job / "file").write_text("old")
+    directory = begin(cli, job)
+    kill_launcher(directory)
+    work = directory / "work" / "counter"
+    for path in ("kept/output.txt", "made"):
+        (work / path).write_text("of the job")
+    for name in ("empty", "kept"):
+        shutil.rmtree(job / name)
+        (job / name).write_text("new")
+    (job / "file").unlink()
+    for name in ("file", "made"):
+        (job / name).mkdir()
+        (job / name / "inside.txt").write_text("new")
+    cli.run(job, "--update-code", "--detach", **LONG)
+    new = ("empty", "kept", "file/inside.txt", "made/inside.txt")
+    assert [(work / path).read_text() for path in new] == ["new"] * 4
+    assert (work / "kept.before-update" / "output.txt").read_text() == "of the job"
+    assert (work / "made.before-update").read_text() == "of the job"
+    assert len(list(work.glob("*.before-update*"))) == 2
+
+
+def test_update_code_before_a_checkpoint_leaves_the_run_exact(cli, project):
+    job = Path(shutil.copytree(JOBS / "counter", project / "counter"))
+    cli.run(job, fault="exit", at=0, code=1)
+    (job / "new.txt").write_text("")
+    cli.run(job, "--update-code", fault="exit", at=0, code=1)
+    assert (cli.only().directory / "work" / "counter" / "new.txt").exists()
+    assert cli.only().record["exact"] is True
+
+
+def test_a_users_pythonpath_reaches_the_job_and_not_the_launcher_under_e(cli, project):
+    """Its tarfile.py would end the launcher; the backend starts it with `python -E`."""
+    (project / "tarfile.py").write_text("raise SystemExit('not that one')")
+    (project / "job.py").write_text("import os\nprint('path:', os.environ['PYTHONPATH'])\nraise SystemExit(1)")
+    cli.run(project / "job.py", "-E", "tf0.0-cpu", "--name", "mine", code=1)
+    folder = handover(cli)
+    edit(folder / "request.json", submission="another")
+    done = subprocess.run(
+        [sys.executable, "-E", folder / "launch.py", cli.volume],
+        env={**cli.env, "PYTHONPATH": str(project)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"path: {folder / 'lib'}:{project}\n" in done.stdout
+
+
 def test_killed_after_the_end_of_the_job_and_before_it_was_recorded(cli):
     """The run is done: the next launcher says so, and starts nothing."""
     cli.run("counter", steps=3)
