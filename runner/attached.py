@@ -25,9 +25,17 @@ def carry_out(plan: Plan, *, detach: bool = False, as_json: bool = False) -> int
         return _result(plan.existing, as_json)
     if plan.action == "attach":
         assert plan.existing
-        _say(f"{plan.existing.name} is going already: attached to it")
-        return 0 if detach else _attend(plan.existing.directory, None, None, _current_attempt(plan.existing), as_json)
+        return _attach(plan.existing, detach, as_json)
     return _submit(plan, detach, as_json)
+
+
+def _attach(run: runs.Found, detach: bool, as_json: bool) -> int:
+    _say(f"{run.name} is going already: attached to it")
+    if not detach:
+        return _attend(run.directory, None, None, _current_attempt(run), as_json)
+    if as_json:
+        print(runs.as_json(runs.status(run)))
+    return 0
 
 
 def _submit(plan: Plan, detach: bool, as_json: bool) -> int:
@@ -35,15 +43,11 @@ def _submit(plan: Plan, detach: bool, as_json: bool) -> int:
     assert run
     submission = backends.get(run.request["backend"]).submit(run)
     runs.remember(run.volume)
-    first = (
-        1
-        if run.request["mode"] == "fresh"
-        else len((plan.existing.record if plan.existing else {}).get("attempts") or []) + 1
-    )
+    before = [] if run.request["mode"] == "fresh" or not plan.existing else plan.existing.record.get("attempts") or []
     if detach:
         return _detached(run.directory, submission, run.request["submission"], as_json)
     _say(f"from any terminal: {next(runs.next_commands(run.name, run.volume))}   (also: logs -f, stop)")
-    return _attend(run.directory, submission, run.request["submission"], first, as_json)
+    return _attend(run.directory, submission, run.request["submission"], len(before) + 1, as_json)
 
 
 def _detached(directory: Path, submission: Submission, identity: str, as_json: bool) -> int:
