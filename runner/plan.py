@@ -75,6 +75,8 @@ def decide(asked: Asked) -> Plan:
 
     run = build(existing.request if existing else None, "update-code" if asked.update_code else "continue")
     notes: list[str] = []
+    if existing:
+        _refuse_other_project(existing, run)
     if existing and existing.going:
         return _attach(existing, run, asked)
     if existing and asked.fresh and not _begun_by(existing, run):
@@ -155,12 +157,18 @@ def _changes(existing: runs.Found, run: Run) -> list[str]:
             + "\nAsk for the same, choose another --name, or begin again with --fresh (the old run is kept)."
         )  # fmt: skip
     changed: list[str] = run_directory.code_differences(past, now)
-    other = past.get("project") != now["project"] and Path(past.get("project", "")).exists()
-    if changed and other and now["mode"] == "continue":
-        raise UsageError(
-            f"{existing.name} belongs to another project: {past.get('project')}. Give this one a name of its own with --name."
-        )
     return changed
+
+
+def _refuse_other_project(existing: runs.Found, run: Run) -> None:
+    """Refuse to touch a run of another project that is still there; a clone of the same code is the same project."""
+    owner = existing.request.get("project")
+    if not owner or owner == run.request["project"] or not Path(owner).exists():
+        return
+    if run_directory.code_differences(existing.request, run.request):
+        raise UsageError(
+            f"{existing.name} belongs to another project: {owner}. Give this one a name of its own with --name."
+        )
 
 
 def _compare(existing: runs.Found, run: Run, notes: list[str]) -> None:

@@ -55,6 +55,12 @@ def test_going_attaches_and_sees_the_end(cli):
     assert len(cli.only().record["attempts"]) == 1
 
 
+def test_going_and_detached_gives_the_status_to_programs(cli):
+    first = cli.run("counter", "--detach", "--json", **LONG).json()
+    second = cli.run("counter", "--detach", "--json", **LONG).json()
+    assert (second["name"], second["state"]) == (first["name"], "running")
+
+
 def test_going_with_changed_code_attaches_and_says_so(cli, counter):
     cli.run(counter, "--detach", **LONG)
     change(counter)
@@ -337,9 +343,12 @@ def test_another_project_of_the_same_name_is_refused_with_its_path(cli, project)
         (job / "main.py").write_text(f"print({number})")
     words = ("-E", "tf0.0-cpu", "--", "python", "main.py")
     cli("run", jobs[0], *words)
-    result = cli("run", jobs[1], *words, code=2)
-    assert f"belongs to another project: {jobs[0]}" in result.stderr
-    assert "--name" in result.stderr
+    for option in ([], ["--fresh"], ["--update-code"]):
+        result = cli("run", jobs[1], *option, *words, code=2)
+        assert f"belongs to another project: {jobs[0]}" in result.stderr
+        assert "--name" in result.stderr
+    shutil.rmtree(jobs[0])  # it has moved
+    cli("run", jobs[1], "--fresh", *words)
 
 
 def test_another_project_of_the_same_name_is_refused_while_it_is_going_too(cli, project):
