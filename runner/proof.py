@@ -1,4 +1,8 @@
-"""`runner prove`: trains once in peace and once with kills, and compares the arrays that come out, bit for bit."""
+"""`runner prove`: trains once in peace and once with kills, and compares the arrays that come out, bit for bit.
+
+Equal arrays do not show that a job is resumable: one that begins again after each kill ends with the same ones. So it is
+also observed whether the last attempt went on: by the steps that it reported, else by the time that it took.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +27,17 @@ from runner.errors import RunnerError
 from runner.plan import Asked
 
 DIFFERENT = 1
+NOT_PROVED = "not proved"
 TIMES = ("seconds", "time", "seconds_left", "images_per_second")  # in metrics.jsonl: not a result
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What came out: whether it can be resumed bit for bit, and the sentence that says so."""
+    """What came out, and the sentence that says so."""
 
+    proved: bool  # what the exit code says
     identical: bool
+    resumes: bool | None = None  # whether the last attempt went on from a checkpoint; None: it could not be seen
     sentence: str
     compared: int = 0
     kills: int = 0
@@ -43,15 +50,15 @@ def prove(asked: Asked, kills: int, seed: int | None, as_json: bool) -> int:
     with _temporary(asked.volume) as place:
         _say(f"an uninterrupted run, then one with {kills} SIGKILLs and one SIGTERM (moments from --seed {seed})")
         reference = _until_done(dataclasses.replace(asked, volume=_volume(place, "uninterrupted")), "uninterrupted")
-        killed, done = _with_kills(asked, place, kills, _pace(reference), random.Random(seed))
-        verdict = _compare(reference, killed, done)
-    if done <= kills:
-        _say(f"the job is so short that it was done after {done} of {kills + 1} kills; give it more to do")
+        killed = _with_kills(asked, place, kills, _pace(reference), random.Random(seed))
+        verdict = _compare(reference, killed)
+    if killed.kills <= kills:
+        _say(f"the job is so short that it was done after {killed.kills} of {kills + 1} kills; give it more to do")
     if as_json:
         print(json.dumps(dataclasses.asdict(verdict)))
     else:
         print(verdict.sentence)
-    return 0 if verdict.identical else DIFFERENT
+    return 0 if verdict.proved else DIFFERENT
 
 
 @contextlib.contextmanager
@@ -118,24 +125,33 @@ def _submit(asked: Asked) -> tuple[Path, Submission | None]:
     return decided.directory, submission
 
 
-def _with_kills(asked: Asked, place: Path, kills: int, pace: Pace, chance: random.Random) -> tuple[runs.Found, int]:
+@dataclass(frozen=True, kw_only=True)
+class Killed:
+    """The run that was killed, how often, and how many seconds of its work should have been done at the last kill."""
+
+    run: runs.Found
+    kills: int
+    worked: float
+
+
+def _with_kills(asked: Asked, place: Path, kills: int, pace: Pace, chance: random.Random) -> Killed:
     """Run the job with all its kills; where it was done before the last of them, begin again with shorter spans."""
-    most: tuple[runs.Found, int] | None = None
+    most: Killed | None = None
     for number, share in enumerate((1.0, 0.5, 0.2)):
         volume = _volume(place, f"killed-{number}")
         every = f"{max((pace.start + pace.work) / 20, 0.1):.2f}s"
         found = _killed(dataclasses.replace(asked, volume=volume, checkpoint_every=every), kills, pace, share, chance)
-        if most is None or found[1] > most[1]:
+        if most is None or found.kills > most.kills:
             most = found
-        if found[1] == kills + 1:
+        if found.kills == kills + 1:
             break
         if share > 0.2:
-            _say(f"it was done after {found[1]} of {kills + 1} kills: once more, with earlier ones")
+            _say(f"it was done after {found.kills} of {kills + 1} kills: once more, with earlier ones")
     assert most
     return most
 
 
-def _killed(asked: Asked, kills: int, pace: Pace, share: float, chance: random.Random) -> tuple[runs.Found, int]:
+def _killed(asked: Asked, kills: int, pace: Pace, share: float, chance: random.Random) -> Killed:
     """Run the job, killing it at random moments, spread so that it does not end before the last one."""
     signals = [signal.SIGKILL] * kills + [signal.SIGTERM]
     chance.shuffle(signals)
@@ -161,7 +177,7 @@ def _killed(asked: Asked, kills: int, pace: Pace, share: float, chance: random.R
             done += 1
             line.clear()
             _say(f"{'killed' if number == signal.SIGKILL else 'told to stop'}: {runs.sentence(run)}")
-    return _until_done(asked, "killed"), done
+    return Killed(run=_until_done(asked, "killed"), kills=done, worked=moments[done - 1] if done else 0.0)
 
 
 def _found(directory: Path) -> runs.Found:
@@ -188,33 +204,99 @@ def _progress(run: runs.Found | None) -> str:
     return follow.progress_words((run.record if run else {}).get("progress") or {})
 
 
-def _compare(reference: runs.Found, killed: runs.Found, kills: int) -> Verdict:
-    """Compare the arrays of the newest checkpoints and of all models of the two runs."""
-    pairs = _pairs(reference, killed)
+def _compare(reference: runs.Found, killed: Killed) -> Verdict:
+    """Compare the arrays of the newest checkpoints and of all models of the two runs, and say what that shows."""
+    pairs, kills = _pairs(reference, killed.run), killed.kills
     if not pairs:
-        return Verdict(identical=False, kills=kills, sentence=(
+        return Verdict(proved=False, identical=False, kills=kills, sentence=(
             "nothing was checkpointed: no complete checkpoint or model was found in checkpoints/, model/ or work/. "
             "jobs/runner_checkpoint.py makes a trainer resumable in five lines; see the README."
         ))  # fmt: skip
-    first, second = _arrays(reference, [a for _, a, _ in pairs]), _arrays(killed, [b for _, _, b in pairs])
+    first, second = _arrays(reference, [a for _, a, _ in pairs]), _arrays(killed.run, [b for _, _, b in pairs])
     for name, a, b in pairs:
         difference = _difference(first[str(a)], second[str(b)])
         if difference:
-            return Verdict(
-                identical=False,
-                kills=kills,
-                sentence=f"not the same after {_times(kills)}: {name}, array {difference}{_first_step(reference, killed)}",
-            )
+            where = f"{name}, array {difference}{_first_step(reference, killed.run)}"
+            sentence = f"not the same after {_times(kills, 'kill')}: {where}"
+            return Verdict(proved=False, identical=False, kills=kills, sentence=sentence)
     count = sum(len(first[str(a)]) for _, a, _ in pairs)
     names = ", ".join(name for name, _, _ in pairs[:4]) + (", ..." if len(pairs) > 4 else "")
-    sentence = (
-        f"resumable, bit-identical: {count} arrays in {len(pairs)} files are the same after {_times(kills)} ({names})"
-    )
-    return Verdict(identical=True, compared=count, kills=kills, sentence=sentence)
+    what = f"{_times(count, 'array')} in {_times(len(pairs), 'file')}"
+    resumes, sentence = _judged(reference, killed, what, names)
+    proved = resumes is not False and not sentence.startswith(NOT_PROVED)
+    return Verdict(proved=proved, identical=True, resumes=resumes, compared=count, kills=kills, sentence=sentence)
 
 
-def _times(kills: int) -> str:
-    return f"{kills} kill{'s' if kills != 1 else ''}"
+def _judged(reference: runs.Found, killed: Killed, what: str, names: str) -> tuple[bool | None, str]:
+    """Return whether a job with equal arrays is resumable, and the sentence that says so."""
+    same = f"the same bits after {_times(killed.kills, 'kill')}"
+    if not killed.kills:
+        return None, f"{NOT_PROVED}: it was done before it could be killed"
+    if not killed.run.record["attempts"][-1].get("began_from"):
+        return None, f"{NOT_PROVED}: {same}, but none came after a checkpoint that it could have gone on from"
+    resumes, why = _resumes(reference, killed)
+    if resumes is None:
+        return None, f"{same} ({what}); whether it continued or began again cannot be seen, {why}"
+    if not resumes:
+        return False, f"{same}, but it begins again each time: nothing is restored ({why})"
+    is_are = "is" if what.startswith("1 ") else "are"
+    kills = _times(killed.kills, "kill")
+    return True, f"resumable, bit-identical: {what} {is_are} the same after {kills} ({names})"
+
+
+def _resumes(reference: runs.Found, killed: Killed) -> tuple[bool | None, str]:
+    """Return whether the last attempt went on from where an earlier one had come to, and how that is known."""
+    *before, last = killed.run.record["attempts"]
+    first, reached = min(_steps(killed.run, last), default=None), _furthest(killed.run, before)
+    checkpoint = last["began_from"]["step"]
+    by_time = _resumes_by_time(reference, killed)
+    if first is None or reached is None:
+        why = f"for it reports no steps, and a last attempt of {_seconds(last)} s instead of {_seconds(_last(reference))} s "
+        return by_time, why + ("says too little" if by_time is None else "says so")
+    # The launcher looks twice a second, so the first step that it sees may be late by some: half the way is the limit.
+    if first > reached / 2:
+        return (None if by_time is False else True), "for its steps and its times do not agree"
+    if checkpoint is None or checkpoint >= first:
+        return False, f"the last attempt reported step {first}, and an earlier one had come to step {reached}"
+    return by_time, f"for the last attempt began near step {first}, and an earlier one had come to step {reached}"
+
+
+def _resumes_by_time(reference: runs.Found, killed: Killed) -> bool | None:
+    """Tell by the time that the last attempt saved, as a share of what was done at the last kill; None: by nothing clear."""
+    whole = _seconds(_last(reference))
+    if killed.worked < 0.4 * whole:
+        return None
+    saved = (whole - _seconds(_last(killed.run))) / killed.worked
+    return True if saved > 0.6 else False if saved < 0.3 else None
+
+
+def _last(run: runs.Found) -> Mapping[str, Any]:
+    entry: Mapping[str, Any] = run.record["attempts"][-1]
+    return entry
+
+
+def _seconds(attempt: Mapping[str, Any]) -> float:
+    return round(float(attempt["ended"]) - float(attempt["started"]), 2)
+
+
+def _furthest(run: runs.Found, attempts: list[Mapping[str, Any]]) -> int | None:
+    return max((step for attempt in attempts for step in _steps(run, attempt)), default=None)
+
+
+def _steps(run: runs.Found, attempt: Mapping[str, Any]) -> list[int]:
+    """Return the steps that an attempt showed, from its log: what it printed, and what the launcher saw in metrics.jsonl."""
+    found = []
+    with (run.directory / "logs" / f"attempt-{attempt['number']}.log").open(errors="replace") as log:
+        for line in log:
+            if line.startswith("@runner "):
+                with contextlib.suppress(ValueError, AttributeError):
+                    step = json.loads(line.removeprefix("@runner ")).get("progress", {}).get("step")
+                    found += [step] if type(step) is int else []
+    return found
+
+
+def _times(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' if count != 1 else ''}"
 
 
 def _pairs(reference: runs.Found, killed: runs.Found) -> list[tuple[str, Path, Path]]:
