@@ -22,6 +22,7 @@ LIMIT = 200_000_000  # bytes; beyond this a sentence names the big folders
 IGNORED = (".git", ".hg", ".svn", "__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".mypy_cache", ".ruff_cache",
            ".tox", ".nox", ".eggs", "node_modules", ".DS_Store", ".Trash*", "*.pyc", "lost+found")  # fmt: skip
 FREE = ("retries", "resources", "checkpoint_every")  # keys of job.yaml that may differ from attempt to attempt
+MOUNTS = Path("/proc/mounts")
 MARKERS = (".git", "job.yaml", "pyproject.toml", "requirements.txt")
 
 
@@ -77,7 +78,17 @@ def _is_project(folder: Path) -> bool:
 
 def _too_wide(folder: Path) -> bool:
     """Return whether a folder holds much more than a script's modules: a home, a notebook's /content, a drive's root."""
-    return folder in _homes() or os.path.ismount(folder)
+    return folder in _homes() or os.path.ismount(folder) or folder.parent in _drives()
+
+
+def _drives() -> list[Path]:
+    """Return where drives are mounted that show their files a folder below: /content/drive/MyDrive is a drive's root, too."""
+    try:
+        mounts = [line.split() for line in MOUNTS.read_text(errors="surrogateescape").splitlines()]
+    except OSError:  # macOS
+        return []
+    # Not fuseblk, a local disk; and a container's root may be FUSE as well.
+    return [Path(place) for _, place, kind, *_ in mounts if (kind + ".").startswith("fuse.") and place != "/"]
 
 
 def _homes() -> tuple[Path, ...]:

@@ -214,6 +214,15 @@ def test_a_script_in_a_home_travels_with_the_modules_that_it_imports(root, monke
     assert (found.base, found.command) == ("train", ("python", "train.py"))
 
 
+def test_a_script_at_the_root_of_a_mounted_drive_travels_alone(root, monkeypatch):
+    write(root, "MyDrive/train.py", "MyDrive/photos/a.jpg", "MyDrive/project/train.py")
+    mounts = f"overlay / fuse.fuse-overlayfs rw 0 0\ndrive {root} fuse.drive rw 0 0\ndisk {root / 'MyDrive'} fuseblk rw 0 0\n"
+    (root.parent / "mounts").write_text(mounts)
+    monkeypatch.setattr(projects, "MOUNTS", root.parent / "mounts")
+    assert files(root / "MyDrive/train.py") == ["train.py"]
+    assert projects.find(str(root / "MyDrive/project/train.py")).alone is None
+
+
 def test_what_is_no_script_is_refused(root):
     write(root, "a.ipynb", "run.sh")
     for name in ("a.ipynb", "run.sh"):
