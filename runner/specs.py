@@ -80,7 +80,6 @@ class Job:
     environment: str | None = None
     command: tuple[str, ...] = ()
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    requirements: str | None = None
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
     retries: int = 2
@@ -124,17 +123,27 @@ def read_job(path: Path) -> Job:
     """Return the job that a job.yaml describes."""
     found = yamlfile.load(path)
     found.refuse_unknown(JOB_KEYS)
+    _refuse_requirements(found)
     parameters = _section(found, "parameters")
     return Job(
         environment=_text(found, "environment"),
         command=_command(found, parameters),
         parameters={name: _parameter(parameters, name) for name in parameters},
-        requirements=_text(found, "requirements"),
         data={name: _section(_section(found, "data"), name) for name in _section(found, "data")},
         resources=_resources(_section(found, "resources")),
         retries=_whole(found, "retries", 2),
         checkpoint_every=checkpoint_interval(_text(found, "checkpoint_every"), found.where("checkpoint_every")),
     )
+
+
+def _refuse_requirements(found: yamlfile.Mapping) -> None:
+    """Refuse what is not there yet: a job that lacks its packages would only fail later."""
+    if _text(found, "requirements"):
+        raise UsageError(
+            f"{found.where('requirements')}: requirements: packages of a project's own come in a later version. Until then "
+            "add them, pinned and with their hashes, to the lock of an environment of your own (`runner lock X.Y.Z` makes "
+            "one in ./locks/), or put them beside the script if they are pure Python: pip install --no-deps --target . PACKAGE"
+        )
 
 
 def _section(found: yamlfile.Mapping, key: str) -> yamlfile.Mapping:

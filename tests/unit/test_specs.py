@@ -16,7 +16,6 @@ parameters:
   fast: true
   optimizer: {default: adam, choices: [sgd, adam]}
   note: ""
-requirements: requirements.txt
 data: {fashion-mnist: {}, mine: null}
 resources: {cpus: 2, memory: 4Gi, gpus: 0}
 retries: 0
@@ -51,6 +50,10 @@ BAD = {  # a wrong job.yaml -> the line, and what the sentence says
     "resources: {gpus: many}\n": (1, "gpus must be a whole number"),
     "resources: {memory: lots}\n": (1, "memory is a number of bytes, such as 4Gi or 500M"),
     "checkpoint_every: often\n": (1, "such as 10s, 500steps or 1epoch"),
+    "command: [a]\nrequirements: requirements.txt\n": (
+        2,
+        "requirements: packages of a project's own come in a later version",
+    ),
     "data: {a: [b]}\n": (1, "a must be a mapping"),
     "{[a]: b}\n": (1, "a key must be a word"),
 }
