@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -192,7 +191,3 @@ def _next(run: runs.Found) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def quoted(path: Path) -> str:
-    return shlex.quote(str(path))

@@ -260,7 +260,7 @@ def _environment(
     kept = directory / "runner.lock"
     if past and kept.is_file() and (asked.environment is None or _same_row(asked.environment, began)):
         return past["environment"], kept.read_text(), list(past["pythons"])
-    row = _row(asked.environment or began or asked.preferred or job.environment, _gpus(asked, job))
+    row = _row(asked.environment or began or asked.preferred or job.environment, asked, job)
     if past and kept.is_file() and row.name == began:
         return row.name, kept.read_text(), list(past["pythons"])
     return row.name, row.lock_text, list(row.pythons)
@@ -270,9 +270,9 @@ def _gpus(asked: Asked, job: specs.Job) -> int:
     return job.resources.gpus if asked.gpus is None else asked.gpus
 
 
-def _row(wanted: str | None, gpus: int) -> environments.Environment:
+def _row(wanted: str | None, asked: Asked, job: specs.Job) -> environments.Environment:
     """Return the row of this name; with GPUs it must be one of those for cuda."""
-    wanted = wanted or environments.default().name
+    wanted, gpus = wanted or environments.default().name, _gpus(asked, job)
     if not gpus:
         return environments.find(wanted)
     names = [row.name for row in environments.load().values() if row.device == "cuda"]
@@ -282,9 +282,11 @@ def _row(wanted: str | None, gpus: int) -> environments.Environment:
     except UsageError:
         row = environments.find(base)  # unknown for the CPU too: that refusal says more
     if row.device != "cuda":
+        asking = f"job.yaml asks for gpus: {gpus}, which" if asked.gpus is None else f"--gpus {gpus}"
         there = f"There are {', '.join(names)}." if names else "There is none yet."
+        without = "With --gpus 0" if job.resources.gpus else "Without --gpus"
         raise UsageError(
-            f"--gpus {gpus} needs an environment for cuda, and {row.name} is for the CPU. {there} Without --gpus it runs on the CPU."
+            f"{asking} needs an environment for cuda, and {row.name} is for the CPU. {there} {without} it runs on the CPU."
         )
     return row
 

@@ -12,7 +12,6 @@ import click
 KEYS = {
     "volume": "volume",
     "on": "backend",
-    "env": "environment",
     "environment": "environment",
     "retries": "retries",
     "cpus": "cpus",

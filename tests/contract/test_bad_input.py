@@ -153,6 +153,12 @@ def test_a_wrong_job_yaml_is_refused_with_file_and_line(refused, tmp_path, job, 
     refused("run", folder, says=[where, says])
 
 
+def test_a_job_yaml_that_asks_for_a_gpu_is_told_how_to_do_without(refused, tmp_path):
+    folder = project(tmp_path, "command: [python, train.py]\nenvironment: tf2.15-cpu\nresources: {gpus: 1}\n", train="")
+    says = ["job.yaml asks for gpus: 1, which needs an environment for cuda", "With --gpus 0 it runs on the CPU"]
+    refused("run", folder, says=says)
+
+
 def test_a_directory_that_does_not_say_what_to_run_is_refused_with_an_example(refused, tmp_path):
     folder = project(tmp_path, train="")
     refused("run", folder, says=f"Give the command after --, such as: runner run {folder} -- python train.py")
@@ -284,7 +290,11 @@ def test_the_default_profile_a_named_one_a_variable_and_a_flag_win_in_this_order
         ("- a\n", "a mapping (key: value) is expected"),
         ("default: tf2.15\n", "line 1: a profile is a mapping"),
         ("default: {volum: x}\n", "line 1: unknown option 'volum'. Did you mean volume?"),
-        ("default: {env: 2.15}\n", "line 1: env must be a word or a number, not 2.15. Quotes keep 2.15 a word"),
+        ("default: {env: tf2.15}\n", "line 1: unknown option 'env'. Known: cpus, environment"),
+        (
+            "default: {environment: 2.15}\n",
+            "line 1: environment must be a word or a number, not 2.15. Quotes keep 2.15 a word",
+        ),
         ("default: {gpus: [1]}\n", "line 1: gpus must be a word or a number"),
         ("default: {retries: many}\n", "'many' is not a valid integer"),
     ],
