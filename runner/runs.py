@@ -40,6 +40,12 @@ class Found:
             return "succeeded"
         return "interrupted" if code in (None, run_directory.INTERRUPTED) else "failed"
 
+    @property
+    def attempt(self) -> int:
+        """Return the number of the last attempt, 0 where there was none."""
+        number: int = run_directory.last_attempt(str(self.directory), self.record)
+        return number
+
     def checkpoint(self) -> dict[str, Any] | None:
         """Return {path, step} of what the next attempt would continue from."""
         found: dict[str, Any] | None = run_directory.newest_checkpoint(
@@ -88,13 +94,13 @@ def find(name: str | None, volumes: list[Path], backend: str | None = None) -> F
     if name is not None:
         exact = [run for place in volumes for run in [load(_inside(place, name))] if run and _ran_on(run, backend)]
         if exact:
-            return exact[0]
+            return _only(exact)
     found = on_volumes(volumes, backend)
     if name is None:
         if not found:
             raise UsageError(f"there is no run on {_listed(volumes)}. Start one with: runner run fashion_mnist")
         return max(found, key=_began)
-    known = {run.name: run for run in reversed(found)}
+    known = list(dict.fromkeys(run.name for run in found))
     matches = sorted(other for other in known if other.startswith(name))
     matches = [other for other in matches if "." not in other] or matches  # not those that --fresh has kept
     if len(matches) > 1:
@@ -102,8 +108,19 @@ def find(name: str | None, volumes: list[Path], backend: str | None = None) -> F
             f"{name!r} is the beginning of several runs: {', '.join(matches[:10])}. Give more of the name."
         )
     if not matches:
-        raise unknown(f"run on {_listed(volumes)}:", name, list(known)[:20])
-    return known[matches[0]]
+        raise unknown(f"run on {_listed(volumes)}:", name, known[:20])
+    return _only([run for run in found if run.name == matches[0]])
+
+
+def _only(same: list[Found]) -> Found:
+    """Return the run of one name; none of several volumes may win, as long as the name stops and removes runs."""
+    places = {
+        run.directory.resolve(): run.directory.parent for run in reversed(same)
+    }  # a volume may be known by a link, too
+    if len(places) > 1:
+        listed = _listed(list(reversed(places.values())))
+        raise UsageError(f"{same[0].name} is on several volumes: {listed}. Say which with --volume.")
+    return same[0]
 
 
 def _inside(volume: Path, name: str) -> Path:
@@ -127,7 +144,7 @@ def status(run: Found) -> dict[str, Any]:
         "backend": record.get("backend") or request.get("backend"),
         "state": run.state,
         "sentence": sentence(run),
-        "attempt": len(attempts),
+        "attempt": run.attempt,
         "exit_code": None if run.going else record.get("exit_code"),
         "checkpoint": run.checkpoint(),
         "exact": record.get("exact"),
@@ -158,16 +175,18 @@ def _iso(moment: float | None) -> str | None:
 def places(configured: str | None = None) -> list[Path]:
     """Return the volumes that were used before, the default first. Losing the list loses nothing."""
     default = Path(os.environ.get("RUNNER_VOLUME") or configured or DEFAULT_VOLUME).expanduser().absolute()
-    remembered = run_directory.read_json(str(resources.state("places.json")))
-    if not isinstance(remembered, list):
-        remembered = []
-    return list(dict.fromkeys([default, *(Path(place) for place in remembered if isinstance(place, str))]))
+    return list(dict.fromkeys([default, *map(Path, _remembered())]))
+
+
+def _remembered() -> list[str]:
+    places = run_directory.read_json(str(resources.state("places.json")))
+    return [place for place in places if isinstance(place, str)] if isinstance(places, list) else []
 
 
 def remember(volume: Path) -> None:
-    """Add a volume to the list of places."""
-    known = [str(place) for place in places()]
-    if str(volume) in known:
+    """Add a volume to the list of places, whatever named it: a variable may be another one, or none, the next time."""
+    known = _remembered()
+    if str(volume) in known or volume == Path(DEFAULT_VOLUME).expanduser().absolute():
         return
     path = resources.state("places.json")
     try:

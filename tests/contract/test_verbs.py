@@ -68,6 +68,25 @@ def test_runs_are_found_from_anywhere_in_all_places_that_were_used(cli, tmp_path
     assert "run:         there" in cli("status", "--volume", other).stdout
 
 
+def test_a_name_that_is_on_several_volumes_needs_the_volume(cli, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    cli.run("counter", "--name", "dup", "--volume", other, steps=2)
+    cli.run("counter", "--name", "dup", "--detach", steps=1000, pause=0.05)
+    for words in (["stop", "dup"], ["rm", "dup", "--files"], ["status", "du"]):
+        refusal = cli(*words, code=2).stderr
+        assert f"dup is on several volumes: {cli.volume}, {other}. Say which with --volume" in refusal
+    cli("rm", "dup", "--files", "--volume", other)
+    assert "run:         dup, running" in cli("status", "dup").stdout
+
+
+def test_a_volume_that_a_variable_named_is_remembered(cli, tmp_path):
+    finished(cli, "mine")
+    del cli.env["RUNNER_VOLUME"]
+    cli.env["HOME"] = str(tmp_path)
+    assert "run:         mine" in cli("status").stdout
+
+
 def test_on_a_backend_only_what_ran_there_is_found(cli):
     finished(cli, "native-one")
     assert "native-one" in cli("ps", "--on", "native").stdout
