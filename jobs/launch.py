@@ -42,6 +42,7 @@ from run_directory import (
     host,
     is_newer,
     kill_group,
+    last_attempt,
     lost_checkpoint,
     newest,
     newest_checkpoint,
@@ -377,10 +378,7 @@ class Launcher:
             self.notes.append({"event": "inexact", "reasons": [reason]})
 
     def _next_number(self):
-        """Return the number of the next attempt: one more than all that have left a log, should run.json have been lost."""
-        logs = os.listdir(self._path("logs")) if os.path.isdir(self._path("logs")) else []
-        found = [int(match.group(1)) for match in (re.match(r"attempt-(\d+)\.log$", name) for name in logs) if match]
-        return max([len(self.record["attempts"])] + found) + 1
+        return last_attempt(self.directory, self.record) + 1
 
     # -- attempts
 

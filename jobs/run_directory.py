@@ -487,6 +487,20 @@ def submission_of(directory):
     return (read_json(os.path.join(directory, "run.json")) or {}).get("submission")
 
 
+def logs(directory):
+    """Return the numbers of the attempts that have left a log, in order."""
+    try:
+        names = os.listdir(os.path.join(directory, "logs"))
+    except OSError:
+        return []
+    return sorted(int(match.group(1)) for match in (re.match(r"attempt-(\d+)\.log$", name) for name in names) if match)
+
+
+def last_attempt(directory, record):
+    """Return the number of the last attempt, 0 where there was none: by the logs too, should run.json have been lost."""
+    return max([len(record.get("attempts") or [])] + logs(directory))
+
+
 # ---------------------------------------------------------------- request
 
 

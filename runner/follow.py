@@ -11,8 +11,10 @@ from typing import Any, BinaryIO
 
 from runner import run_directory, runs, terminal
 from runner.backends import Submission
+from runner.errors import RunnerError
 
-PAUSE = 0.02  # seconds between two looks
+PAUSE = 0.02  # seconds between two looks at the log
+LOOK = 0.2  # and at whether a run goes on, which reads all that is recorded of it
 MARK = b"@runner "
 
 
@@ -31,7 +33,7 @@ class LogReader:
             if self.file is None and not self._open():
                 return
             assert self.file
-            complete = ended or self._path(self.number + 1).exists()  # asked before we read: what comes later counts
+            complete = ended or self._next() > self.number  # asked before we read: what comes later counts
             chunk = self.file.read(1 << 16)
             if chunk:
                 *whole, self.partial = (self.partial + chunk).split(b"\n")
@@ -44,15 +46,19 @@ class LogReader:
             else:
                 return
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"attempt-{number}.log"
+    def _next(self) -> int:
+        """Return the number of the log after the one at hand, or that one's where there is none. Some may have been removed."""
+        later = [number for number in run_directory.logs(str(self.folder.parent)) if number > self.number]
+        return later[0] if later else self.number
 
     def _open(self) -> bool:
-        try:
-            self.file = self._path(self.number).open("rb")
-        except FileNotFoundError:
-            return False
-        return True
+        for number in (self.number, self._next()):
+            try:
+                self.file, self.number = (self.folder / f"attempt-{number}.log").open("rb"), number
+            except FileNotFoundError:
+                continue
+            return True
+        return False
 
 
 class Screen:
@@ -118,28 +124,44 @@ def progress_words(progress: Mapping[str, Any]) -> str:
 def follow(
     directory: Path, screen: Screen, submission: Submission | None = None, identity: str | None = None, first: int = 1
 ) -> runs.Found | None:
-    """Show a run until it ends; return it as it is then. None: its launcher ended before the submission counted."""  # fmt: skip
-    reader = LogReader(directory, first)
-    begun = identity is None  # until our submission counts, the directory may be the one that `--fresh` sets aside
+    """Show a run from an attempt on, of a submission from its own first one on, until it ends; return it as it is then.
+
+    None: its launcher ended before the submission counted.
+    """
+    reader = None if identity else LogReader(directory, first)
+    looked, ended, run = 0.0, False, None
     with screen.line:
         while True:
-            ended, run = _ended(directory, submission, identity)
-            begun = begun or run_directory.submission_of(str(directory)) == identity
-            if begun:
+            if submission or time.monotonic() - looked >= LOOK:
+                looked = time.monotonic()
+                ended, run = _ended(directory, submission, identity)
+            reader = reader or _reader(directory, identity)
+            if reader is None and run:
+                reader = LogReader(directory, first)  # run.json could not be written
+            if reader:
                 for line in reader.lines(ended):
                     screen.show(line)
+            if ended and run is None and (submission is None or reader):
+                raise _gone(directory)
             if ended:
                 return run
             time.sleep(PAUSE)
 
 
+def _reader(directory: Path, identity: str | None) -> LogReader | None:
+    """Return a reader of the logs from a submission's first attempt on; None: until it has begun, run.json and logs are older."""
+    record = run_directory.read_json(str(directory / "run.json")) or {}
+    numbers = [entry["number"] for entry in record.get("attempts") or [] if entry.get("submission") == identity]
+    return LogReader(directory, numbers[0]) if numbers else None
+
+
 def _ended(directory: Path, submission: Submission | None, identity: str | None) -> tuple[bool, runs.Found | None]:
     """Return whether the run has ended, and how it is: with a submission of ours, only that one's end counts."""
-    gone = submission is not None and submission.refused() is not None
-    if submission is not None and not gone:
+    refused = submission is not None and submission.refused() is not None
+    if submission is not None and not refused:
         return False, None
     run = runs.load(directory)
-    if gone:
+    if refused:
         counted = run is not None and run.record.get("submission") == identity
         return True, run if counted else None
     return run is None or not run.going, run
@@ -149,8 +171,13 @@ def wait(directory: Path, look: Callable[[], None] = lambda: None) -> runs.Found
     """Wait until a run has ended; return it."""
     while True:
         run = runs.load(directory)
-        assert run
+        if run is None:
+            raise _gone(directory)
         if not run.going:
             return run
         look()
         time.sleep(0.1)
+
+
+def _gone(directory: Path) -> RunnerError:
+    return RunnerError(f"the run's directory {directory} is gone: it was removed or renamed, or its volume is away.")

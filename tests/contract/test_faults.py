@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ import time
 import pytest
 from conftest import Cli, begin, kill_launcher, step_of, until
 
-from runner import run_directory
+from runner import follow, run_directory, runs
 
 
 def attempts(cli: Cli) -> int:
@@ -239,6 +240,32 @@ def test_a_closed_terminal_changes_nothing(cli, number):
     assert cli.only().going
 
 
+@pytest.mark.parametrize("words", [["wait"], ["run", "counter", "-P", "steps=100000", "-P", "pause=0.01"]])
+def test_a_directory_that_vanishes_while_somebody_waits_is_a_sentence(cli, words):
+    directory = begin(cli, "counter")
+    shell = cli.start(*words, *([directory.name] if words == ["wait"] else []))
+    until(
+        lambda: words == ["wait"] or b"attached" in os.read(shell.stderr.fileno(), 4096), what="the command to attach"
+    )
+    time.sleep(1 if words == ["wait"] else 0.1)
+    directory.rename(directory.parent.parent / "away")
+    _, errors = shell.communicate(timeout=30)
+    assert (shell.returncode, "Traceback" in errors) == (125, False)
+    assert f"the run's directory {directory} is gone" in errors
+    (directory.parent.parent / "away").rename(directory)
+
+
+def test_who_is_attached_reads_the_records_of_a_run_seldom(cli, monkeypatch):
+    begin(cli, "counter", steps=200)
+    looks, load = [], runs.load
+    monkeypatch.setattr(runs, "load", lambda directory: looks.append(time.monotonic()) or load(directory))
+    directory = cli.only().directory
+    looks.clear()
+    ended = follow.follow(directory, follow.Screen(quiet=True))
+    assert ended.state == "succeeded"
+    assert min(later - sooner for sooner, later in itertools.pairwise(looks)) >= 0.15
+
+
 # ---------------------------------------------------------------- what a job leaves behind
 
 
@@ -300,6 +327,14 @@ def test_logs_shows_all_attempts(cli):
     lines = cli("logs", cli.only().name).stdout.splitlines()
     assert lines[:3] == ["counting from 0 to 4", "counting from 2 to 4", "counting from 2 to 4"]
     assert lines[3].startswith("counted to 4")
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_logs_shows_what_is_left_where_a_log_was_removed(cli, lost):
+    cli.run("counter", fault="crash", at=2, times=2, steps=4)
+    (cli.only().directory / "logs" / f"attempt-{lost}.log").unlink()
+    lines = [line for line in cli("logs", cli.only().name).stdout.splitlines() if "counting" in line]
+    assert len(lines) == 2
 
 
 def test_logs_f_follows_to_the_end(cli):

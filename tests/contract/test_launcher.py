@@ -435,6 +435,15 @@ def test_a_lost_run_json_costs_the_history_and_not_the_run(cli, content):
     assert (directory / "run.json.damaged").exists() == (content is not None)
 
 
+def test_after_a_lost_run_json_only_the_new_attempt_is_shown_and_it_has_its_number(cli):
+    directory = begin(cli, "counter", steps=30)
+    kill_launcher(directory)
+    (directory / "run.json").unlink()
+    result = cli.run("counter", **{**LONG, "steps": 30})
+    assert "counting from 0" not in result.stdout
+    assert cli("status", "--json").json()["attempt"] == 2
+
+
 def test_a_damaged_request_is_refused_and_fresh_keeps_the_files(cli):
     cli.run("counter", steps=2)
     directory = cli.only().directory
