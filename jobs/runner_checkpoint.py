@@ -62,9 +62,10 @@ class Checkpoint:
     """Saves and restores one training loop.
 
     `every` is "10s", "500steps" or "1epoch", by default RUNNER_CHECKPOINT_EVERY, else 10s. Steps and epochs are obeyed
-    exactly. Seconds are a wish: the interval is stretched so that checkpoints take at most 2 % of the time, and on a
-    FUSE volume (a mounted drive) also so that at most 1 GB an hour is written, unless `every` was given or
-    RUNNER_CHECKPOINT_EXPLICIT=1 says that the user asked for that interval.
+    exactly. Seconds are a wish: the interval is stretched so that checkpoints take at most 2 % of the time (what they
+    cost is known from the first one on, which comes when it was wished for), and on a FUSE volume (a mounted drive)
+    also so that at most 1 GB an hour is written, unless `every` was given or RUNNER_CHECKPOINT_EXPLICIT=1 says that the
+    user asked for that interval.
     """
 
     def __init__(self, directory=None, every=None):
@@ -74,12 +75,12 @@ class Checkpoint:
         self.explicit = bool(every) or os.environ.get("RUNNER_CHECKPOINT_EXPLICIT") == "1"
         self.stop_asked = False
         self.saving_seconds = 0.0  # all that checkpoints have cost this process
+        self.saved_step = None  # of the newest file
         self._costs = collections.deque(maxlen=3)
         self._size = 0
         self._entries = []  # what stands in index.json, oldest first
-        self._saved_step = None  # of the newest file
         self._tried_step = self._tried_epoch = 0  # where the last one was due, whether or not it could be written
-        self._tried_at = time.monotonic()
+        self._tried_at = None  # counts from the first `step`: until then libraries are imported and data is read
         self._metrics = _Lines(os.path.join(self.home, "metrics.jsonl"))
         self._progress_at = 0.0
         self._going = False
@@ -109,10 +110,9 @@ class Checkpoint:
         self._entries = [entry for step, entry in sorted(known.items()) if step not in problems]
         if problems:
             self._write_index()
-        self._saved_step = state.step if state else None
+        self.saved_step = state.step if state else None
         self._tried_step = state.step if state else 0
         self._tried_epoch = state.values.get("epoch", 0) if state else 0
-        self._tried_at = time.monotonic()
         self._metrics.truncate_after(state.step if state else None)
         return state
 
@@ -181,9 +181,11 @@ class Checkpoint:
         if not self._going:
             self._going = True
             self._remove_done()
+        if self._tried_at is None:
+            self._tried_at = time.monotonic()
         if self.stop_asked:
             self._stop(step, arrays, values, epoch)
-        if step != self._saved_step and self._due(step, epoch):
+        if step != self.saved_step and self._due(step, epoch):
             return self.save(step, arrays, values, epoch)
         return False
 
@@ -209,7 +211,7 @@ class Checkpoint:
     def done(self):
         """Say that the job really finished: without this an exit 0 after a SIGTERM counts as interrupted."""
         if os.environ.get("RUNNER_DIR"):
-            write_file(os.path.join(self.home, "done"), json.dumps({"step": self._saved_step}) + "\n")
+            write_file(os.path.join(self.home, "done"), json.dumps({"step": self.saved_step}) + "\n")
 
     def interval(self):
         """Return the seconds between two checkpoints, stretched to what they cost and to what the volume bears."""
@@ -238,13 +240,13 @@ class Checkpoint:
         except OSError as error:
             say(f"no checkpoint at step {step}: {error.strerror} ({path}{_space(error, path, needed)}); {self._last()}")
             return False
-        self._saved_step = step
+        self.saved_step = step
         return True
 
     def _last(self):
-        if self._saved_step is None:
+        if self.saved_step is None:
             return "training goes on, there is no checkpoint yet"
-        return f"training goes on, the checkpoint of step {self._saved_step} stands"
+        return f"training goes on, the checkpoint of step {self.saved_step} stands"
 
     def _add(self, step):
         """Put the new file into the index, then delete the files that are no longer kept (in this order)."""
@@ -298,9 +300,9 @@ class Checkpoint:
         signal.signal(signal.SIGTERM, note)
 
     def _stop(self, step, arrays, values, epoch):
-        if step != self._saved_step:
+        if step != self.saved_step:
             self.save(step, arrays, values, epoch)
-        say(f"stopped by SIGTERM at step {step}; the newest checkpoint is of step {self._saved_step}")
+        say(f"stopped by SIGTERM at step {step}; the newest checkpoint is of step {self.saved_step}")
         sys.stdout.flush()
         raise SystemExit(EXIT_INTERRUPTED)
 
@@ -560,7 +562,7 @@ def keras_checkpoint(model, every=None, callbacks=()):
             self.checkpoint.step(self.epoch, self.arrays, self.values, epoch=self.epoch)
 
         def on_train_end(self, logs=None):
-            if self.checkpoint._saved_step != self.epoch:
+            if self.checkpoint.saved_step != self.epoch:
                 self.checkpoint.save(self.epoch, self.arrays, self.values, epoch=self.epoch)
             self.checkpoint.done()
 

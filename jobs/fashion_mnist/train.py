@@ -173,7 +173,8 @@ class Run:
                 print(f"stopped early: no better validation loss since epoch {self.progress['best_epoch']}", flush=True)
                 break
             self.train_epoch(self.progress["epoch"])
-        self.checkpoint.save(int(self.state.step), self.arrays, self.values)
+        if self.checkpoint.saved_step != int(self.state.step):
+            self.checkpoint.save(int(self.state.step), self.arrays, self.values)
 
     def train_epoch(self, epoch):
         """Train on all images once, in the order of this epoch, from wherever in it the state is."""

@@ -229,7 +229,7 @@ def test_parameters_that_do_not_go_together_end_with_64(parameters, word: str, d
 @pytest.mark.parametrize("row", ROWS)
 def test_each_row_trains_saves_reports_and_draws(row: str, job: Callable[[str], Job]) -> None:
     here = job(row)
-    report = here.run("run", patience=1, **SHORT)
+    report = here.run("run", every="1epoch", patience=1, **SHORT)
     assert report["versions"]["tensorflow"].startswith(row[2:].split("-")[0] + ".")
     assert report["test_accuracy"] > 0.5
     assert numpy.sum(report["confusion"]) == 10_000
@@ -244,6 +244,9 @@ def test_each_row_trains_saves_reports_and_draws(row: str, job: Callable[[str], 
         (events,) = (here.folder / "run/tensorboard" / kind).iterdir()
         assert events.stat().st_size > 200
     assert (here.folder / "run/done").exists()
+    index = json.loads((here.folder / "run/checkpoints/index.json").read_text())["checkpoints"]
+    assert [entry["step"] for entry in index] == [29, 58]  # the last epoch's, and not once more at the end
+    assert index[-1]["number"] == 2
     assert here.run("run", patience=1, **SHORT) == report
     assert "already done" in here.log("run")
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -412,6 +413,28 @@ def test_the_interval_is_stretched_so_that_checkpoints_cost_two_percent(checkpoi
     assert checkpoint.interval() == pytest.approx(checkpoint.saving_seconds / 0.02)
     assert checkpoint.interval() >= 5
     assert not checkpoint.step(2)
+
+
+def test_a_slow_disk_costs_two_percent_from_the_second_checkpoint_on(checkpoint: Checkpoint, monkeypatch) -> None:
+    """The clock is ours, so that a slow fsync costs the test no time and a busy machine does not change the share."""
+    now = [0.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(runner_checkpoint, "time", types.SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    monkeypatch.setattr(os, "fsync", lambda _: wait(0.3))
+    checkpoint.count = 0.01
+    wait(5)  # TensorFlow is imported
+    saves, costs = [], []
+    for step in range(1, 10_001):
+        wait(0.02)
+        if checkpoint.step(step, {"weights": numpy.zeros(10)}):
+            saves.append(step)
+            costs.append(checkpoint.saving_seconds)
+    assert saves[0] > 1  # the time until the first step is none of training
+    assert 2 <= len(saves) <= 6
+    assert (costs[-1] - costs[0]) / now[0] <= 0.02
 
 
 def test_a_mounted_drive_gets_one_gigabyte_an_hour_unless_asked(checkpoint: Checkpoint) -> None:
