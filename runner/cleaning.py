@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import backends, datasets, environments, resources, run_directory, runs, terminal, virtualenvs
+from runner import backends, datasets, environments, proof, resources, run_directory, runs, terminal, virtualenvs
 from runner.backends import native
 from runner.errors import RunnerError, UsageError
 from runner.listing import folder_size
@@ -123,6 +123,7 @@ def _unused_runs(places: list[Path], backend: str | None) -> Iterator[Waste]:
             used = float(run.record.get("ended") or run.directory.stat().st_mtime)
             yield Waste(path=run.directory, why=why, bytes=folder_size(run.directory), used=used)
     for place in places:
+        yield from (_folder(folder, "rest of a proof") for folder in proof.leftovers(place))
         yield from (_folder(folder, "rest of a removed run") for folder in (place / REMOVED).glob("*"))
 
 
@@ -160,6 +161,8 @@ def _folder(path: Path, why: str) -> Waste:
 def _remove(waste: Waste) -> None:
     if waste.path.parent == resources.cache("environments"):
         virtualenvs.remove(waste.path)
+    elif waste.path.name.startswith(proof.PREFIX):
+        proof.remove(waste.path)
     elif waste.path.parent.match(REMOVED):
         _delete(waste.path)
     elif (waste.path / "request.json").exists() and waste.path.parent != resources.cache("submissions"):

@@ -28,6 +28,8 @@ from runner.plan import Asked
 
 DIFFERENT = 1
 NOT_PROVED = "not proved"
+PREFIX = ".prove-"  # of a folder on a volume
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TIMES = ("seconds", "time", "seconds_left", "images_per_second")  # in metrics.jsonl: not a result
 
 
@@ -65,16 +67,59 @@ def prove(asked: Asked, kills: int, seed: int | None, as_json: bool) -> int:
 def _temporary(parent: Path | None) -> Iterator[Path]:
     """Give a folder for both volumes: on the disk where the runs live, for what is proved is that disk's, too."""
     volume = plan.volume_of(parent)
-    place = Path(tempfile.mkdtemp(prefix=".prove-", dir=volume if volume.is_dir() else None))
+    with _ends_like_ctrl_c():
+        place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=volume if volume.is_dir() else None))
+        lock = run_directory.Lock(str(place), "prove")
+        try:
+            lock.acquire()
+            yield place
+        finally:
+            for number in ENDS:  # whoever is impatient must not leave half of it
+                signal.signal(number, signal.SIG_IGN)
+            for run in _runs_in(place):
+                if run.going:  # somebody pressed Ctrl-C
+                    backends.get("native").stop(run, kill=True)
+                    _wait_for_end(run.directory)
+            remove(place)
+            lock.release()
+
+
+@contextlib.contextmanager
+def _ends_like_ctrl_c() -> Iterator[None]:
+    """Clean up after the signals of a closed terminal and of a notebook whose kernel begins anew, too."""
+    before = {
+        number: signal.signal(number, _interrupt) for number in ENDS if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
-        yield place
+        yield
     finally:
-        for run in [run for folder in place.iterdir() for run in runs.on_volume(folder)]:
-            if run.going:  # somebody pressed Ctrl-C
-                backends.get("native").stop(run, kill=True)
-                _wait_for_end(run.directory)
-            backends.get("native").remove(run)
-        shutil.rmtree(place, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def leftovers(volume: Path) -> list[Path]:
+    """Return the folders of proofs that were killed on a volume: nobody holds them, and none of their runs is going."""
+    folders = volume.glob(f"{PREFIX}*") if volume.is_dir() else ()
+    return [
+        folder
+        for folder in folders
+        if not run_directory.going(str(folder)) and not any(run.going for run in _runs_in(folder))
+    ]
+
+
+def remove(place: Path) -> None:
+    """Remove the folder of a proof, and what the backend keeps of its runs."""
+    for run in _runs_in(place):
+        backends.get("native").remove(run)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _runs_in(place: Path) -> list[runs.Found]:
+    return [run for folder in place.iterdir() if folder.is_dir() for run in runs.on_volume(folder)]
 
 
 def _volume(place: Path, name: str) -> Path:
@@ -117,12 +162,20 @@ def _submit(asked: Asked) -> tuple[Path, Submission | None]:
         return decided.directory, None
     submission = backends.get(decided.run.request["backend"]).submit(decided.run)
     identity = str(decided.run.request["submission"])
-    while (run := runs.load(decided.directory)) is None or run.record.get("submission") != identity:
+    try:
+        _wait_until_taken(decided.directory, submission, identity)
+    except KeyboardInterrupt:
+        _wait_until_taken(decided.directory, submission, identity)  # only then the clean-up finds it
+        raise
+    return decided.directory, submission
+
+
+def _wait_until_taken(directory: Path, submission: Submission, identity: str) -> None:
+    while (run := runs.load(directory)) is None or run.record.get("submission") != identity:
         refusal = submission.refused()
         if refusal:
             raise RunnerError(f"the run could not be started: {refusal[1]}")
         time.sleep(0.02)
-    return decided.directory, submission
 
 
 @dataclass(frozen=True, kw_only=True)

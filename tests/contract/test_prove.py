@@ -6,10 +6,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import Cli, until
+from conftest import Cli, kill_launcher, until
 
 from runner import proof, runs
 
+ENDLESS = ("-P", "steps=100000", "-P", "pause=0.01")
 LONG_ENOUGH = ("-P", "steps=60", "-P", "pause=0.02")
 
 
@@ -143,9 +144,33 @@ def test_prove_in_json(cli):
     assert (verdict["identical"], verdict["compared"], verdict["kills"]) == (True, 6, 2)
 
 
-def test_ctrl_c_leaves_nothing(cli):
-    shell = cli.start("prove", "counter", "-P", "steps=100000", "-P", "pause=0.01")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whoever_ends_it_is_left_with_nothing(cli, number):
+    shell = cli.start("prove", "counter", *ENDLESS)
     until(lambda: list(cli.volume.glob(".prove-*/*/counter-*/metrics.jsonl")), what="the first run's first step")
-    shell.send_signal(signal.SIGINT)
+    shell.send_signal(number)
     shell.communicate(timeout=30)
     assert shell.returncode == 130
+
+
+def test_a_signal_before_the_run_was_taken_leaves_nothing(cli):
+    shell = cli.start("prove", "counter", *ENDLESS)
+    until(lambda: list(cli.volume.glob(".prove-*/uninterrupted")), what="the first run's volume")
+    shell.send_signal(signal.SIGTERM)
+    shell.communicate(timeout=30)
+    assert shell.returncode == 130
+
+
+def test_what_a_killed_proof_leaves_is_unused_once_its_run_has_ended(cli, tmp_path):
+    (tmp_path / "cache").rename(tmp_path / "shared")  # `rm --unused` must not meet anybody else's environments
+    (tmp_path / "cache").mkdir()
+    shell = cli.start("prove", "counter", *ENDLESS)
+    until(lambda: list(cli.volume.glob(".prove-*/*/counter-*/metrics.jsonl")), what="the first run's first step")
+    assert "rest of a proof" not in cli("rm", "--unused", code=None).output
+    shell.kill()
+    shell.communicate()
+    assert "rest of a proof" not in cli("rm", "--unused", code=None).output  # its run is going
+    (directory,) = cli.volume.glob(".prove-*/*/counter-*")
+    kill_launcher(directory)
+    assert "rest of a proof" in cli("rm", "--unused", code=2).stdout
+    cli("rm", "--unused", "--yes")
