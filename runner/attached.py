@@ -78,6 +78,8 @@ def _attend(directory: Path, submission: Submission | None, identity: str | None
         run = follow.follow(directory, screen, submission, identity, first)
     except KeyboardInterrupt:
         return _interrupted(directory, submission, identity, as_json)
+    if submission:
+        submission.clean()
     if run is None:
         assert submission
         return _refused(directory, submission, as_json)
@@ -112,21 +114,40 @@ def _current_attempt(run: runs.Found) -> int:
 
 def _interrupted(directory: Path, submission: Submission | None, identity: str | None, as_json: bool) -> int:
     """Ctrl-C: the job writes a checkpoint and stops; a second one kills it."""
-    while submission and not submission.refused() and run_directory.submission_of(str(directory)) != identity:
-        time.sleep(follow.PAUSE)  # the launcher is about to begin: only then it can be told
-    run = runs.load(directory)
-    if run is None or not run.going:
-        return DETACHED
-    backend = backends.get(run.record.get("backend") or "native")
-    _say(f"\nstopping {run.name}: it writes a checkpoint first (Ctrl-C again kills it, and its last checkpoint stands)")
     try:
-        backend.stop(run)
+        while submission and not submission.refused() and run_directory.submission_of(str(directory)) != identity:
+            time.sleep(follow.PAUSE)  # the launcher is about to begin: only then it can be told
+        run = runs.load(directory)
+        if run is None or not run.going:
+            return DETACHED
+        _say(
+            f"\nstopping {run.name}: it writes a checkpoint first (Ctrl-C again kills it, and its last checkpoint stands)"
+        )
+        _backend(run).stop(run)
         run = follow.wait(directory)
     except KeyboardInterrupt:
-        backend.stop(run, kill=True)
-        run = follow.wait(directory)
-    _result(run, as_json)
+        run = _killed(directory, submission)
+    if submission:
+        submission.clean()
+    if run:
+        _result(run, as_json)
     return DETACHED
+
+
+def _killed(directory: Path, submission: Submission | None) -> runs.Found | None:
+    """Kill a run, also one whose launcher is only starting; return it as it is then."""
+    while submission and not submission.refused():
+        submission.kill()
+        time.sleep(follow.PAUSE)
+    run = runs.load(directory)
+    if run and run.going:  # we were attached to it
+        _backend(run).stop(run, kill=True)
+        run = follow.wait(directory)
+    return run
+
+
+def _backend(run: runs.Found) -> backends.Backend:
+    return backends.get(run.record.get("backend") or "native")
 
 
 def _result(run: runs.Found, as_json: bool) -> int:
@@ -162,7 +183,7 @@ def stop(run: runs.Found) -> None:
     if not run.going:
         _say(f"{run.name} is not going. {runs.sentence(run)}")
         return
-    backends.get(run.record.get("backend") or "native").stop(run)
+    _backend(run).stop(run)
     _say(f"stopping {run.name}: it writes a checkpoint first")
     try:
         ended = follow.wait(run.directory)

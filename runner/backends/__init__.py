@@ -16,6 +16,12 @@ class Submission(Protocol):
     def refused(self) -> tuple[int, str] | None:
         """Return the exit code and the sentence of a launcher that ended, or None while it lives."""
 
+    def kill(self) -> None:
+        """End the launcher and its job at once, also where it has not begun yet."""
+
+    def clean(self) -> None:
+        """Remove the project's archive, which a launcher that has ended needs no more."""
+
 
 class Backend(Protocol):
     """What a backend can do. A backend is a module with these functions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -38,6 +39,15 @@ class Started:
             return None
         lines = self.output.read_text(errors="replace").strip().splitlines()
         return code, lines[-1].removeprefix("launch.py: ") if lines else f"the launcher ended with {code}"
+
+    def kill(self) -> None:
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGINT)
+
+    def clean(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.child.wait(1)  # it has written down the end and is about to go
+            (self.output.parent / "project.tar").unlink(missing_ok=True)
 
 
 def render(run: Run) -> str:
@@ -135,7 +145,9 @@ def write_handover(run: Run, folder: Path, data: Mapping[str, Path]) -> None:
         if not in_use(old):
             shutil.rmtree(old, ignore_errors=True)
     try:
-        (folder / "lib").mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)  # the archive has all files of the project, whoever may read them there
+        (folder / "lib").mkdir()
         for name, place in (("launch.py", "."), ("run_directory.py", "."), ("runner_checkpoint.py", "lib")):
             shutil.copyfile(resources.data("jobs", name), folder / place / name)
         for name, path in data.items():
@@ -158,7 +170,7 @@ def _handover(run: Run) -> Path:
 
 def _argv(run: Run, python: Path, handover: Path) -> list[str | Path]:
     data = handover / "data" if run.data else ""
-    return [python, handover / "launch.py", run.volume, data]
+    return [python, "-E", handover / "launch.py", run.volume, data]  # -e PYTHON... is for the job, not for the launcher
 
 
 def _environment(run: Run) -> dict[str, str]:

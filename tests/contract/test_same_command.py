@@ -506,6 +506,13 @@ def test_another_python_is_no_longer_exact(cli, project):
     assert f"exact:       no: attempt 2 ran with Python {now} instead of 3.5" in status
 
 
+def test_variables_of_python_reach_the_job_and_not_its_launcher(cli, project):
+    (project / "tarfile.py").write_text("raise SystemExit('the wrong one')")
+    (project / "job.py").write_text("import os\nprint(os.environ['PYTHONPATH'].split(os.pathsep)[1:])")
+    result = cli.run(project / "job.py", "-E", "tf0.0-cpu", "-e", f"PYTHONPATH={project}")
+    assert result.stdout == f"{[str(project)]}\n"
+
+
 # ---------------------------------------------------------------- secrets
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import time
+from pathlib import Path
 
 import pytest
 from conftest import JOBS, Cli, kill_launcher, until
@@ -191,6 +193,33 @@ def test_stop_writes_a_checkpoint_and_says_how_to_go_on(cli, slow):
     assert "slow is not going" in cli("stop", "slow").stderr
 
 
+def test_ctrl_c_twice_while_a_run_is_starting_leaves_no_launcher(cli, tmp_path):
+    (cli.volume / "mine").mkdir()
+    holder = {"boot": "another", "space": "another", "host": "elsewhere", "pid": 1, "started": time.time()}
+    (cli.volume / "mine" / ".lock").write_text(json.dumps(holder))  # whose heartbeat a launcher waits for
+    shell = cli.start("run", "counter", "--name", "mine")
+    until(lambda: launchers(cli.volume), what="the launcher")
+    time.sleep(0.3)
+    shell.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert shell.poll() is None and launchers(cli.volume)
+    shell.send_signal(signal.SIGINT)
+    shell.communicate(timeout=20)
+    assert shell.returncode == 130 and not launchers(cli.volume)
+
+
+def launchers(volume):
+    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if is_launcher(path, volume)]
+
+
+def is_launcher(cmdline, volume):
+    try:
+        words = cmdline.read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return os.fsencode(volume) in words and any(word.endswith(b"/launch.py") for word in words)
+
+
 def test_stop_and_rm_without_a_name_ask_first(cli, slow):
     for verb in ("stop", "rm"):
         refusal = cli(verb, code=2).stderr
@@ -285,6 +314,16 @@ def test_rm_removes_the_directory_only_with_files(cli, tmp_path):
     assert {path.name for path in cli.volume.iterdir()} == {"mine-too"}
     finished(cli, "mine")  # and begins anew
     assert len(runs.load(cli.volume / "mine").record["attempts"]) == 1
+
+
+def test_a_hand_over_is_private_and_its_archive_goes_when_the_end_is_seen(cli, tmp_path):
+    cli.run("counter", "--name", "mine", "--detach", steps=1000, pause=0.05)
+    (folder,) = (tmp_path / "cache/submissions").iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "project.tar").exists()
+    cli("stop", "mine")
+    cli.run("counter", "--name", "other", steps=2)
+    (other,) = (path for path in folder.parent.iterdir() if path.name.startswith("other"))
+    assert (other / "launch.py").exists() and not (other / "project.tar").exists()
 
 
 @pytest.fixture
