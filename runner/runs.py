@@ -58,8 +58,8 @@ def load(directory: Path) -> Found | None:
     """Return the run in a directory, or None where there is none."""
     read = run_directory.read_json
     going = run_directory.going(str(directory))  # first: whoever is no longer going has written down how it ended
+    record = read(str(directory / "run.json"))  # before the request, which is written first: no record without one
     request = read(str(directory / "request.json"))
-    record = read(str(directory / "run.json"))
     if request is None and record is None and not (directory / "request.json").exists():
         return None
     request, record = (value if isinstance(value, dict) else {} for value in (request, record))
