@@ -28,6 +28,7 @@ class Waste:
     why: str
     bytes: int
     used: float  # when it was last needed
+    parts: tuple[Path, ...] = ()  # where only these folders in it are waste
 
 
 def remove_run(run: runs.Found, files: bool) -> None:
@@ -80,6 +81,7 @@ def remove_unused(places: list[Path], backend: str | None, older: str | None, ye
     """List what nothing needs, ask, and delete it."""
     limit = time.time() - _age(older)
     found = [waste for waste in _unused(places, backend) if waste.used <= limit]
+    found += [waste for waste in _unused_downloads([waste.path for waste in found]) if waste.used <= limit]
     if not found:
         print("nothing is unused", file=sys.stderr)
         return
@@ -147,6 +149,17 @@ def _unused_data(needed: list[Mapping[str, Mapping[str, str]]]) -> Iterator[Wast
             yield _folder(folder, "data set that no run needs")
 
 
+def _unused_downloads(removed: list[Path]) -> Iterator[Waste]:
+    """Give the packages that nothing is linked to once `removed` is gone, as one: there are dozens of each environment."""
+    made = [path for path in removed if path.parent == resources.cache("environments")]
+    found = virtualenvs.unused_downloads(made)
+    if found:
+        paths = tuple(path for path, _ in found)
+        used = max(path.stat().st_mtime for path in paths)
+        size = sum(size for _, size in found)
+        yield Waste(path=paths[0].parent, parts=paths, why="packages that no environment uses", bytes=size, used=used)
+
+
 def _unused_bytecode() -> Iterator[Waste]:
     """Give the folders of compiled code that no environment shares any more."""
     for folder in resources.cache("bytecode").glob("*"):
@@ -159,7 +172,10 @@ def _folder(path: Path, why: str) -> Waste:
 
 
 def _remove(waste: Waste) -> None:
-    if waste.path.parent == resources.cache("environments"):
+    if waste.parts:
+        for path in waste.parts:
+            shutil.rmtree(path, ignore_errors=True)
+    elif waste.path.parent == resources.cache("environments"):
         virtualenvs.remove(waste.path)
     elif waste.path.name.startswith(proof.PREFIX):
         proof.remove(waste.path)

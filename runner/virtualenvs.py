@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -84,22 +85,21 @@ def remove(path: Path) -> None:
             _discard(path)
 
 
-def unlinked_cache() -> int:
-    """Return how many bytes `clear_cache` would free: what no virtualenv is linked to."""
-    return sum(status.st_size for folder in _caches() for status in _files(folder) if status.st_nlink == 1)
+def unused_downloads(removed: Sequence[Path] = ()) -> list[tuple[Path, int]]:
+    """Return the unpacked packages that no virtualenv is linked to once those in `removed` are gone, and the bytes freed.
 
-
-def clear_cache() -> None:
-    """Delete downloads and bytecode; virtualenvs keep their files. A cache that the user gave uv is not ours."""
-    if not os.environ.get("UV_CACHE_DIR"):
-        packages.uv("cache", "clean", doing="clearing the downloads")
-    for folder in _caches():
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _caches() -> list[Path]:
-    own = [] if os.environ.get("UV_CACHE_DIR") else [packages.download_cache()]
-    return [*own, resources.cache("bytecode")]
+    Nothing while a virtualenv is being made, and nothing of a cache that the user gave uv for all that he does.
+    """
+    if os.environ.get("UV_CACHE_DIR") or any(_root().glob(".*.partial")):
+        return []
+    links = Counter(status.st_ino for path in removed for status in _files(path))
+    found = []
+    for folder in packages.download_cache().glob("archive-v*/*"):
+        files = list(_files(folder))
+        if all(status.st_nlink - links[status.st_ino] <= 1 for status in files):
+            # What a removed virtualenv shares is counted with that.
+            found.append((folder, sum(status.st_size for status in files if not links[status.st_ino])))
+    return found
 
 
 def _root() -> Path:

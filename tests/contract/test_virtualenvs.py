@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from conftest import need
 
-from runner import environments, resources, virtualenvs
+from runner import cleaning, environments, resources, virtualenvs
 from runner.errors import EnvironmentFailed
 
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -167,11 +168,21 @@ def test_made_again_it_needs_neither_index_nor_compiler(
     assert list(made.path.glob("lib/*/site-packages/__pycache__/small.*.pyc"))
 
 
-def test_a_cleared_cache_takes_no_file_from_a_virtualenv(index: Index, cache: Path) -> None:
+def test_packages_are_unused_once_no_virtualenv_is_linked_to_them(
+    index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UV_CACHE_DIR", raising=False)
     made = virtualenvs.ensure(index.lock, [HERE], "small")
-    virtualenvs.clear_cache()
-    assert virtualenvs.unlinked_cache() == 0
-    assert subprocess.check_output([made.path / "bin" / "small"], text=True) == "small works\n"
+    assert virtualenvs.unused_downloads() == []
+    assert len(virtualenvs.unused_downloads([made.path])) == 1
+    virtualenvs.remove(made.path)
+    monkeypatch.setenv("UV_CACHE_DIR", str(cache / "uv"))
+    assert virtualenvs.unused_downloads() == []  # the user's own
+    monkeypatch.delenv("UV_CACHE_DIR")
+    cleaning.remove_unused([], None, None, yes=True)
+    assert virtualenvs.unused_downloads() == [] and not list((cache / "uv").glob("archive-v*/*"))
+    again = virtualenvs.ensure(index.lock, [HERE], "small")
+    assert subprocess.check_output([again.path / "bin" / "small"], text=True) == "small works\n"
 
 
 def test_a_virtualenv_whose_interpreter_is_gone_is_made_anew(cache: Path) -> None:
@@ -299,10 +310,10 @@ def test_a_full_disk_is_told_and_leaves_nothing(index: Index, tmp_path: Path, mo
     small = tmp_path / "small-disk"
     small.mkdir()
     mount = shutil.which("mount")
-    if os.getuid() != 0 or not mount or sys.platform != "linux":
-        pytest.skip("only root on Linux can mount a small disk")
-    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=300k", "tmpfs", small], check=False).returncode:
-        pytest.skip("this machine does not let root mount a tmpfs")
+    need("root", os.getuid() == 0, "only root can mount; run the tests as root, in a container for instance")
+    words = [mount or "mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", small]
+    mounted = mount is not None and subprocess.run(words, check=False).returncode == 0
+    need("mount", mounted, "this machine does not let root mount a tmpfs; a container needs --cap-add SYS_ADMIN")
     try:
         monkeypatch.setenv("RUNNER_CACHE", str(small))
         (small / "filler").write_bytes(b"x" * 260_000)
@@ -342,6 +353,6 @@ def test_a_row_trains_and_shows_its_training(
 @pytest.mark.tensorflow
 def test_locking_again_changes_nothing() -> None:
     row = environments.find("tf1.15")
-    if resources.data("images") not in row.lock.parents:
-        pytest.skip("a row of the user's stands before it")
+    own = resources.data("images") in row.lock.parents
+    need("our rows", own, f"{row.lock} stands before it; run the tests in a folder without environments.yaml")
     assert environments.relock([row.name]) == []
