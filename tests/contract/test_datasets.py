@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import need
 
 from runner import datasets, resources
 from runner.errors import DataError, UsageError
@@ -329,8 +330,7 @@ def test_the_proxy_of_the_environment_is_used(serve: Any, monkeypatch: pytest.Mo
 def test_an_untrusted_certificate_names_the_variables_that_help(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not shutil.which("openssl"):
-        pytest.skip("needs openssl to make a certificate (apt-get install openssl)")
+    need("openssl", shutil.which("openssl") is not None, "it makes the certificate; apt-get install openssl")
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
@@ -425,8 +425,7 @@ def test_a_mirror_that_sends_too_much_is_stopped(serve: Any) -> None:
 
 
 def test_a_full_disk_says_what_is_needed_and_free_and_leaves_nothing(serve: Any) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full (Linux)")
+    need("/dev/full", Path("/dev/full").exists(), "Linux has it")
     dataset = mine(serve().url, serve().url)
     partial = resources.cache("data", f"mine-{dataset.digest[:8]}.partial")
     partial.mkdir(parents=True)
@@ -555,12 +554,11 @@ def test_a_malformed_definition_is_one_sentence(name: str, wrong: Any, said: str
 
 
 def debian_only() -> datasets.DataSet:
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        pytest.skip("needs a Debian-like system (apt-get, dpkg-deb)")
+    need("apt", all(map(shutil.which, ("apt-get", "dpkg-deb"))), "Debian and Ubuntu have apt-get and dpkg-deb")
     try:
         socket.create_connection(("deb.debian.org", 80), 5).close()
-    except OSError:
-        pytest.skip("needs Debian's archive; connect this machine to deb.debian.org")
+    except OSError as error:
+        need("debian", False, f"connect this machine to deb.debian.org, Debian's archive ({error})")
     known = datasets.find("fashion-mnist")
     return datasets.DataSet(known.name, known.files, known.sources[-1:], known.sizes, known.also)
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy
 import pytest
 import yaml
+from conftest import need
 
 from runner import datasets
 
@@ -275,6 +276,7 @@ def test_kills_at_any_moment_change_no_bit(row: str, kills: int, optimizer: str,
 
 @pytest.mark.tensorflow
 def test_sigterm_is_a_checkpoint_and_one_core_goes_on_with_the_same_bits(job: Callable[[str], Job]) -> None:
+    need("taskset", shutil.which("taskset") is not None, "apt install util-linux")
     here = job("tf2.21-cpu")
     parameters = {"train_images": 2000, "epochs": 30}
     process = here.start("stopped", **parameters)
@@ -286,7 +288,7 @@ def test_sigterm_is_a_checkpoint_and_one_core_goes_on_with_the_same_bits(job: Ca
     process.terminate()
     assert process.wait(60) == 75
     assert "stopped by SIGTERM at step" in here.log("stopped")
-    stopped = here.run("stopped", prefix=("taskset", "-c", "0") if shutil.which("taskset") else (), **parameters)
+    stopped = here.run("stopped", prefix=("taskset", "-c", "0"), **parameters)
     assert "going on from step" in here.log("stopped")
     whole = here.run("whole", **parameters)
     assert stopped["weights_sha256"] == whole["weights_sha256"]
