@@ -409,7 +409,7 @@ def free_port() -> int:
 
 def test_a_silent_name_server_does_not_hold_up_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     # Patched, because a machine's resolver cannot be made silent by its own user.
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(30))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(30) or [])
     monkeypatch.setattr(datasets, "PATIENCE", 0.2)
     began = time.monotonic()
     with pytest.raises(DataError, match="no connection within"):
