@@ -61,18 +61,28 @@ def _copy_all(run: runs.Found, folder: Path, everything: bool) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file unless it is there already; never leave half of one."""
+    """Copy a file unless it is there already, or the run has removed it in the meantime; never leave half of one."""
     try:
-        state = source.stat()
+        content = source.open("rb")
     except FileNotFoundError:
-        return  # the run replaced it in the meantime
-    if target.exists() and (target.stat().st_size, int(target.stat().st_mtime)) == (state.st_size, int(state.st_mtime)):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(source, partial)
+    with content:
+        state = os.fstat(content.fileno())
+        if _is_there(target, state):
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        with partial.open("wb") as copy:
+            shutil.copyfileobj(content, copy, 1 << 20)
     os.utime(partial, (state.st_atime, state.st_mtime))
     partial.replace(target)
+
+
+def _is_there(target: Path, state: os.stat_result) -> bool:
+    if not target.exists():
+        return False
+    there = target.stat()
+    return (there.st_size, int(there.st_mtime)) == (state.st_size, int(state.st_mtime))
 
 
 def _wanted(run: runs.Found, everything: bool) -> list[tuple[Path, int]]:
@@ -85,7 +95,8 @@ def _results(run: runs.Found) -> Iterator[tuple[Path, int]]:
         if path.is_dir():
             yield from ((Path(name) / relative, size) for relative, size in _all(path))
         elif path.is_file():
-            yield Path(name), path.stat().st_size
+            with contextlib.suppress(FileNotFoundError):
+                yield Path(name), path.stat().st_size
     yield from _written(run)
 
 
@@ -95,10 +106,16 @@ def _written(run: runs.Found) -> Iterator[tuple[Path, int]]:
     code = run.request.get("code", {})
     for relative, size in _all(run.directory / folder):
         known = code.get(relative.as_posix())
-        if "__pycache__" not in relative.parts and (
-            known is None or run_directory.code_hash(str(run.directory / folder / relative)) != known
-        ):
+        if "__pycache__" not in relative.parts and known != _hash(run.directory / folder / relative, known):
             yield folder / relative, size
+
+
+def _hash(path: Path, known: str | None) -> str | None:
+    """Return a file's hash where there is one to compare with: that of a file that is no more is not another one."""
+    try:
+        return run_directory.code_hash(str(path)) if known else ""
+    except FileNotFoundError:
+        return known
 
 
 def _all(folder: Path) -> Iterator[tuple[Path, int]]:
