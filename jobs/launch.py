@@ -109,20 +109,26 @@ def _make_way(folder, parts):
         if os.path.lexists(above) and not os.path.isdir(above):
             _keep(above)
     target = os.path.join(folder, *parts)
-    if os.path.isdir(target):
+    if os.path.isdir(target) and not os.path.islink(target):
         for inside, _, _ in os.walk(target, topdown=False):
             with contextlib.suppress(OSError):  # only what is empty goes
                 os.rmdir(inside)
-        if os.path.isdir(target):
-            _keep(target)
+    if os.path.isdir(target):
+        _keep(target)
 
 
 def _keep(path):
-    """Set aside what the job has written, under a name that is free."""
-    number, aside = 1, path + ".before-update"
-    while os.path.lexists(aside):
-        number, aside = number + 1, "%s.before-update.%d" % (path, number)
-    os.replace(path, aside)
+    """Set aside what the job has written."""
+    aside = path + ".before-update"
+    os.replace(path, _free(aside) if os.path.lexists(aside) else aside)
+
+
+def _free(path):
+    """Return the first of PATH.1, PATH.2, ... that there is not."""
+    number = 1
+    while os.path.lexists("%s.%d" % (path, number)):
+        number += 1
+    return "%s.%d" % (path, number)
 
 
 # ---------------------------------------------------------------- the launcher
@@ -228,9 +234,8 @@ class Launcher:
         """Compare the request with the run's own, apply its mode once, and lay out the project."""
         mode, first = self.request["mode"], self.request["submission"] not in self.record["submissions"]
         frozen = read_json(self._path("request.json"))
-        ours = (
-            frozen and frozen.get("submission") == self.request["submission"]
-        )  # then the old run is set aside already
+        # The old run is set aside already where its request is ours.
+        ours = frozen and frozen.get("submission") == self.request["submission"]
         if first and mode == "fresh" and not ours and (frozen or self.record["attempts"]):
             self._set_aside_run()
             frozen = None
@@ -262,16 +267,14 @@ class Launcher:
 
     def _set_aside_run(self):
         """Rename the old directory to <run>.1, .2, ... and begin in a new one, under a lock of its own."""
-        number = 1
-        while os.path.exists("%s.%d" % (self.directory, number)):
-            number += 1
-        os.rename(self.directory, "%s.%d" % (self.directory, number))
+        kept = _free(self.directory)
+        os.rename(self.directory, kept)
         self.lock.release()
         os.makedirs(self.directory, exist_ok=True)
         self.lock = Lock(self.directory, self.backend)
         self.lock.acquire()
         self.record, self.settled = {"format": FORMAT, "attempts": [], "submissions": []}, None
-        self.notes.append({"event": "fresh", "kept": "%s.%d" % (self.request["name"], number)})
+        self.notes.append({"event": "fresh", "kept": os.path.basename(kept)})
 
     def _reconcile(self, frozen, mode):
         found = differences(dict(frozen, code={}), dict(self.request, code={}))
@@ -282,16 +285,14 @@ class Launcher:
             if newest_checkpoint(self.directory, frozen["code"]):  # else nothing was trained by the old code
                 self._inexact("the code was changed by --update-code before attempt %d" % self._next_number())
                 self._save()  # before the code: if we are killed in between, the next one knows
-            self._update_code(frozen["code"])
+            if os.path.isdir(self._path("work")):  # else a start was cut off before it laid out the project
+                self._update_code(frozen["code"])
         elif changed:
             self._set_aside_work()
 
     def _set_aside_work(self):
         if os.path.isdir(self._path("work")):
-            number = 1
-            while os.path.exists(self._path("work.%d" % number)):
-                number += 1
-            os.rename(self._path("work"), self._path("work.%d" % number))
+            os.rename(self._path("work"), _free(self._path("work")))
 
     def _update_code(self, old):
         """Write added and changed files, remove deleted ones; what the job itself had altered is kept as *.before-update."""

@@ -123,6 +123,28 @@ def test_update_code_is_applied_once(cli, project):
     assert reasons == ["the code was changed by --update-code before attempt 2"]
 
 
+def test_update_code_lays_out_the_whole_project_where_a_start_was_cut_off_before(cli, project):
+    job = Path(shutil.copytree(JOBS / "counter", project / "counter"))
+    cli.run(job, fault="exit", at=0, code=1)
+    shutil.rmtree(cli.only().directory / "work")
+    (job / "new.txt").write_text("")
+    cli.run(job, "--update-code", fault="exit", at=0, code=1)
+
+
+def test_update_code_twice_keeps_both_of_what_the_job_had_altered(cli, project):
+    job = Path(shutil.copytree(JOBS / "counter", project / "counter"))
+    (job / "altered.txt").write_text("0")
+    directory = begin(cli, job)
+    for number in (1, 2):
+        kill_launcher(directory)
+        work = directory / "work" / "counter"
+        (work / "altered.txt").write_text(f"by the job {number}")
+        (job / "altered.txt").write_text(f"by the user {number}")
+        cli.run(job, "--update-code", "--detach", **LONG)
+    kept = sorted(work.glob("altered.txt.before-update*"))
+    assert [path.read_text() for path in kept] == ["by the job 1", "by the job 2"]
+
+
 def test_a_clone_in_a_folder_of_another_name_goes_on_in_the_runs_own(cli, project):
     first = Path(shutil.copytree(JOBS / "counter", project / "counter"))
     directory = begin(cli, first, "--name", "mine")
