@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from runner import process, resources, terminal, yamlfile
+from runner import packages, process, resources, terminal, yamlfile
 from runner.errors import CommandFailed, DataError, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 KEYS = ("files", "sources", "link", "licence")
 FILE_KEYS = ("sha256", "size", "also")
-CA_VARIABLES = ("RUNNER_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "PIP_CERT")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]+")
@@ -581,9 +580,10 @@ def _trust() -> ssl.SSLContext:
     import ssl
 
     context = ssl.create_default_context()
-    variable = next((variable for variable in CA_VARIABLES if os.environ.get(variable)), None)
+    given = packages.settings()
+    variable = next((variable for variable in packages.CA_VARIABLES if variable in given), None)
     if variable:
-        bundle = os.environ[variable]
+        bundle = os.fspath(Path(given[variable]).expanduser())
         try:
             context.load_verify_locations(**{"capath" if Path(bundle).is_dir() else "cafile": bundle})
         except OSError as error:
@@ -612,8 +612,8 @@ def _why(error: BaseException) -> str:
         return "no answer in time"
     if _is_untrusted(cause):
         detail = getattr(cause, "verify_message", "")
-        variables = f"{', '.join(CA_VARIABLES[:-1])} or {CA_VARIABLES[-1]}"
-        return f"its TLS certificate is not trusted ({detail}). {variables} can name the certificates to trust"
+        *others, last = packages.CA_VARIABLES
+        return f"its TLS certificate is not trusted ({detail}). {', '.join(others)} or {last} can name the certificates to trust"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror + (f": {cause.filename}" if cause.filename else "")
     return str(cause) or type(cause).__name__

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from conftest import need
 
-from runner import datasets, resources
+from runner import datasets, packages, resources
 from runner.errors import DataError, UsageError
 
 FILES = {"one.bin": os.urandom(300_000), "two.bin": os.urandom(5_000)}
@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
-        if name.lower().endswith("_proxy") or name in datasets.CA_VARIABLES:
+        if name.lower().endswith("_proxy") or name in packages.CA_VARIABLES:
             monkeypatch.delenv(name)
     monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
 
@@ -344,14 +344,18 @@ def test_an_untrusted_certificate_names_the_variables_that_help(
         context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False),
         "https",
     )
+    for variable in packages.CA_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)  # may name certificates, too
     with pytest.raises(DataError) as refusal:
         datasets.ensure(mine(server.url))
-    assert all(variable in str(refusal.value) for variable in datasets.CA_VARIABLES)
-    for variable in datasets.CA_VARIABLES:
+    assert all(variable in str(refusal.value) for variable in packages.CA_VARIABLES)
+    for variable in packages.CA_VARIABLES:
         shutil.rmtree(resources.cache(), ignore_errors=True)
         with monkeypatch.context() as patch:
             patch.setenv(variable, str(certificate))
             assert holds(datasets.ensure(mine(server.url))) == FILES
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))  # PIP_CERT goes before it, as it does for packages
     monkeypatch.setenv("PIP_CERT", str(tmp_path / "nowhere.pem"))
     shutil.rmtree(resources.cache())
     with pytest.raises(DataError, match="PIP_CERT names no readable"):
