@@ -116,10 +116,6 @@ def fail(wanted):
     elif fault == "flood":
         for number in range(100000):
             print("line %06d" % number)
-    elif fault == "eat":
-        hoard = []
-        while True:
-            hoard.append(bytearray(b"x" * 10000000))
     elif fault == "stray":
         subprocess.Popen(["sleep", "600"])
     elif fault == "partial":
