@@ -54,7 +54,7 @@ def _detached(directory: Path, submission: Submission, identity: str, as_json: b
     while True:
         refusal = submission.refused()
         run = runs.load(directory)
-        ours = run is not None and run.record.get("submission") == identity
+        ours = run is not None and run.counted(identity)
         if run and ours and run.record.get("attempts"):
             break
         if refusal and run and ours:

@@ -156,14 +156,13 @@ def _reader(directory: Path, identity: str | None) -> LogReader | None:
 
 
 def _ended(directory: Path, submission: Submission | None, identity: str | None) -> tuple[bool, runs.Found | None]:
-    """Return whether the run has ended, and how it is: with a submission of ours, only that one's end counts."""
+    """Return whether the run has ended, and how it is; None: our submission was not admitted."""
     refused = submission is not None and submission.refused() is not None
     if submission is not None and not refused:
         return False, None
     run = runs.load(directory)
-    if refused:
-        counted = run is not None and run.record.get("submission") == identity
-        return True, run if counted else None
+    if refused and (run is None or not run.counted(identity)):
+        return True, None
     return run is None or not run.going, run
 
 

@@ -46,6 +46,10 @@ class Found:
         number: int = run_directory.last_attempt(str(self.directory), self.record)
         return number
 
+    def counted(self, submission: str | None) -> bool:
+        """Return whether a submission was admitted; one that came in the same moment may be the last that is recorded."""
+        return submission in (self.record.get("submissions") or [])
+
     def checkpoint(self) -> dict[str, Any] | None:
         """Return {path, step} of what the next attempt would continue from."""
         found: dict[str, Any] | None = run_directory.newest_checkpoint(

@@ -322,7 +322,7 @@ def test_a_backend_from_a_variable_is_checked_too(refused, cli):
 
 def test_damaged_lists_and_foreign_folders_do_no_harm(cli, volume):
     cli.run("counter", "--name", "good", steps=1)
-    Path(cli.env["RUNNER_STATE"]).mkdir()
+    Path(cli.env["RUNNER_STATE"]).mkdir(exist_ok=True)
     Path(cli.env["RUNNER_STATE"], "places.json").write_text("5")
     for name, content in (("empty", ""), ("list", "[1]"), ("cut", '{"format": 1, "na')):
         (volume / name).mkdir()
