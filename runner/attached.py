@@ -109,7 +109,7 @@ def _refusal(code: int, sentence: str) -> int:
 
 
 def _current_attempt(run: runs.Found) -> int:
-    return max(len(run.record.get("attempts") or []), 1)
+    return max(run.attempt, 1)
 
 
 def _interrupted(directory: Path, submission: Submission | None, identity: str | None, as_json: bool) -> int:

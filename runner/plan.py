@@ -178,7 +178,8 @@ def _compare(existing: runs.Found, run: Run, notes: list[str]) -> None:
         return
     if run.request["mode"] == "update-code" and existing.state != "succeeded":
         files = f"{len(changed)} file{'s' if len(changed) > 1 else ''}"
-        notes.append(f"{files} of the code: updated; the run is no longer exact")
+        exact = "; the run is no longer exact" if existing.checkpoint() else ""
+        notes.append(f"{files} of the code: updated{exact}")
     elif existing.checkpoint() is None and existing.state != "succeeded":
         notes.append("the code has changed and there is no checkpoint yet: it begins anew with the code of now")
     else:
