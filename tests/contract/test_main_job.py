@@ -17,7 +17,7 @@ from runner import runs
 pytestmark = pytest.mark.tensorflow
 
 SMALL = {"train_images": 6000, "epochs": 12, "hidden": "32", "patience": 50}
-LONG = {**SMALL, "epochs": 40, "patience": 100}  # long enough to be killed on a fast machine, too
+LONG = {**SMALL, "epochs": 120, "patience": 200}  # long enough to be killed on a fast machine, too
 
 
 @pytest.fixture
