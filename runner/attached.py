@@ -152,8 +152,7 @@ def _backend(run: runs.Found) -> backends.Backend:
 
 def _result(run: runs.Found, as_json: bool) -> int:
     """Say how the run ended and what to do next; return its exit code."""
-    code = run.record.get("exit_code")
-    code = run_directory.INTERRUPTED if code is None else int(code)
+    code = run.exit_code
     if as_json:
         print(runs.as_json(runs.status(run)))
         return code
@@ -200,8 +199,7 @@ def wait(found: Sequence[runs.Found]) -> int:
     for run in found:
         ended = follow.wait(run.directory)
         _say(f"{ended.name}: {runs.sentence(ended)}")
-        code = ended.record.get("exit_code")
-        codes.append(run_directory.INTERRUPTED if code is None else int(code))
+        codes.append(ended.exit_code)
     return next((code for code in codes if code), 0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -166,7 +166,7 @@ def _ended(directory: Path, submission: Submission | None, identity: str | None)
     return run is None or not run.going, run
 
 
-def wait(directory: Path, look: Callable[[], None] = lambda: None) -> runs.Found:
+def wait(directory: Path) -> runs.Found:
     """Wait until a run has ended; return it."""
     while True:
         run = runs.load(directory)
@@ -174,7 +174,6 @@ def wait(directory: Path, look: Callable[[], None] = lambda: None) -> runs.Found
             raise _gone(directory)
         if not run.going:
             return run
-        look()
         time.sleep(0.1)
 
 

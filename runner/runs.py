@@ -41,6 +41,12 @@ class Found:
         return "interrupted" if code in (None, run_directory.INTERRUPTED) else "failed"
 
     @property
+    def exit_code(self) -> int:
+        """Return what its last submission returned; 75 where none is known, for then it was cut off."""
+        code = self.record.get("exit_code")
+        return int(run_directory.INTERRUPTED if code is None else code)
+
+    @property
     def attempt(self) -> int:
         """Return the number of the last attempt, 0 where there was none."""
         number: int = run_directory.last_attempt(str(self.directory), self.record)
