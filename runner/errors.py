@@ -4,6 +4,7 @@ RunnerError           125  the runner itself failed (as `docker run` does)
 ├── UsageError          2  what was asked cannot be done, and nothing was created
 ├── DataError         125  a data set could not be had, or is not what it should be
 ├── EnvironmentFailed 125  an environment could not be made
+├── EngineFailed      125  a Docker engine does not answer, or refuses
 └── CommandFailed     125  another program that the runner called failed
 
 Each message says what failed, with which value, and what to do next. A traceback is for bugs only.
@@ -33,6 +34,10 @@ class DataError(RunnerError):
 
 class EnvironmentFailed(RunnerError):
     """An environment that could not be made."""
+
+
+class EngineFailed(RunnerError):
+    """A Docker engine that does not answer, or refuses."""
 
 
 class CommandFailed(RunnerError):
