@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -123,7 +124,7 @@ def _interrupted(directory: Path, submission: Submission | None, identity: str |
         _say(
             f"\nstopping {run.name}: it writes a checkpoint first (Ctrl-C again kills it, and its last checkpoint stands)"
         )
-        _backend(run).stop(run)
+        backends.get(run.backend).send(run, signal.SIGTERM)
         run = follow.wait(directory)
     except KeyboardInterrupt:
         run = _killed(directory, submission)
@@ -141,13 +142,9 @@ def _killed(directory: Path, submission: Submission | None) -> runs.Found | None
         time.sleep(follow.PAUSE)
     run = runs.load(directory)
     if run and run.going:  # we were attached to it
-        _backend(run).stop(run, kill=True)
+        backends.get(run.backend).send(run, signal.SIGINT)
         run = follow.wait(directory)
     return run
-
-
-def _backend(run: runs.Found) -> backends.Backend:
-    return backends.get(run.record.get("backend") or "native")
 
 
 def _result(run: runs.Found, as_json: bool) -> int:
@@ -182,7 +179,7 @@ def stop(run: runs.Found) -> None:
     if not run.going:
         _say(f"{run.name} is not going. {runs.sentence(run)}")
         return
-    _backend(run).stop(run)
+    backends.get(run.backend).send(run, signal.SIGTERM)
     _say(f"stopping {run.name}: it writes a checkpoint first")
     try:
         ended = follow.wait(run.directory)

@@ -12,8 +12,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import backends, datasets, environments, proof, resources, run_directory, runs, terminal, virtualenvs
-from runner.backends import native
+from runner import (
+    backends,
+    datasets,
+    environments,
+    handovers,
+    proof,
+    resources,
+    run_directory,
+    runs,
+    terminal,
+    virtualenvs,
+)
 from runner.errors import RunnerError, UsageError
 from runner.listing import folder_size
 
@@ -35,7 +45,8 @@ def remove_run(run: runs.Found, files: bool) -> None:
     """Remove what a backend keeps of a run; its directory only with `files`, holding its lock."""
     if run.going:
         raise UsageError(f"{run.name} is going. Stop it first: {runs.command('stop', run)}")
-    backends.get(run.record.get("backend") or "native").remove(run)
+    for name in run.backends:
+        backends.get(name).remove(run)
     if not files:
         print(f"{run.name} is removed; its directory stays (--files removes it): {run.directory}", file=sys.stderr)
         return
@@ -109,12 +120,12 @@ def _unused(places: list[Path], backend: str | None) -> Iterator[Waste]:
     yield from _unused_runs(places, backend)
     # Whatever is to be cleaned: a run on any volume that is known, and one that is going on any other, has needs.
     everywhere = runs.on_volumes(list(dict.fromkeys([*places, *runs.places()])))
-    requests = [run.request for run in everywhere if not _is_waste(run)] + native.requests_in_use()
+    requests = [run.request for run in everywhere if not _is_waste(run)] + handovers.requests_in_use()
     yield from _unused_environments({str(request.get("lock")) for request in requests})
     yield from _unused_data([request.get("data") or {} for request in requests])
     yield from _unused_bytecode()
     for folder in resources.cache("submissions").glob("*"):
-        if not native.in_use(folder):
+        if not handovers.in_use(folder):
             yield _folder(folder, "hand-over of a run")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import random
 import shutil
 import signal
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner import backends, plan, process, resources, run_directory, runs, terminal, virtualenvs
+from runner import backends, plan, resources, run_directory, runs, terminal
 from runner.backends import Submission
 from runner.errors import RunnerError
 from runner.plan import Asked
@@ -78,7 +77,7 @@ def _temporary(parent: Path | None) -> Iterator[Path]:
                 signal.signal(number, signal.SIG_IGN)
             for run in _runs_in(place):
                 if run.going:  # somebody pressed Ctrl-C
-                    backends.get("native").stop(run, kill=True)
+                    backends.get(run.backend).send(run, signal.SIGINT)
                     _wait_for_end(run.directory)
             remove(place)
             lock.release()
@@ -114,7 +113,7 @@ def leftovers(volume: Path) -> list[Path]:
 def remove(place: Path) -> None:
     """Remove the folder of a proof, and what the backend keeps of its runs."""
     for run in _runs_in(place):
-        backends.get("native").remove(run)
+        backends.get(run.backend).remove(run)
     shutil.rmtree(place, ignore_errors=True)
 
 
@@ -221,7 +220,9 @@ def _killed(asked: Asked, kills: int, pace: Pace, share: float, chance: random.R
                 time.sleep(0.005)
             if submission.refused():
                 break
-            _kill(directory, number)
+            with contextlib.suppress(RunnerError):  # it has just ended
+                found = _found(directory)
+                backends.get(found.backend).send(found, number)
             while not submission.refused():
                 time.sleep(0.01)
             run = _found(directory)
@@ -242,13 +243,6 @@ def _found(directory: Path) -> runs.Found:
 def _wait_for_end(directory: Path) -> None:
     while _found(directory).going:
         time.sleep(0.02)
-
-
-def _kill(directory: Path, number: int) -> None:
-    """Kill launcher and child together, as a crash of the machine would."""
-    holder = run_directory.holder(str(directory / ".lock"))
-    with contextlib.suppress(ProcessLookupError, TypeError):
-        os.kill(int(holder["pid"]), number)
 
 
 def _progress(run: runs.Found | None) -> str:
@@ -368,12 +362,7 @@ def _files(run: runs.Found) -> dict[str, Path]:
 
 
 def _arrays(run: runs.Found, files: list[Path]) -> dict[str, dict[str, str]]:
-    lock = (run.directory / "runner.lock").read_text()
-    python = virtualenvs.ensure(
-        lock, run.request["pythons"], run.request["environment"], run.record["conditions"]["python"]
-    ).python
-    variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    output = process.call([python, resources.data("jobs", "arrays.py"), *files], env=variables)
+    output = backends.get(run.backend).call(run, resources.data("jobs", "arrays.py"), files)
     found: dict[str, dict[str, str]] = json.loads(output.splitlines()[-1])
     return found
 

@@ -31,6 +31,17 @@ class Found:
         return self.directory.name
 
     @property
+    def backend(self) -> str:
+        """Return where it goes on, which its lock says, else where it ran last."""
+        holder = (run_directory.holder(str(self.directory / ".lock")) if self.going else None) or {}
+        return str(holder.get("backend") or self.record.get("backend") or self.request.get("backend") or "native")
+
+    @property
+    def backends(self) -> set[str]:
+        """Return where its attempts ran."""
+        return {self.backend, *(str(entry.get("backend")) for entry in self.record.get("attempts") or [])}
+
+    @property
     def state(self) -> str:
         """Return pending, running, interrupted, succeeded or failed."""
         if self.going:
@@ -91,7 +102,7 @@ def on_volumes(volumes: list[Path], backend: str | None = None) -> list[Found]:
 
 
 def _ran_on(run: Found, backend: str | None) -> bool:
-    return backend is None or backend == (run.record.get("backend") or run.request.get("backend"))
+    return backend is None or backend == run.backend
 
 
 def _began(run: Found) -> float:
@@ -151,7 +162,7 @@ def status(run: Found) -> dict[str, Any]:
         "name": run.name,
         "job": request.get("job"),
         "environment": request.get("environment"),
-        "backend": record.get("backend") or request.get("backend"),
+        "backend": run.backend,
         "state": run.state,
         "sentence": sentence(run),
         "attempt": run.attempt,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, Protocol, cast
 
 from runner.errors import unknown
@@ -32,15 +34,21 @@ class Backend(Protocol):
     def submit(self, run: Run) -> Submission:
         """Start the run and return at once; it goes on without us."""
 
-    def stop(self, run: Found, kill: bool = False) -> None:
-        """Tell the run to write a checkpoint and end; with `kill`, end it at once."""
+    def send(self, run: Found, number: int) -> None:
+        """Send a signal to the launcher: SIGTERM writes a checkpoint and ends, SIGINT ends the job at once, SIGKILL is a crash."""
 
     def remove(self, run: Found) -> None:
         """Remove what the backend keeps of a run that is not going; never its directory."""
 
+    def call(self, run: Found, script: Path, files: Sequence[Path]) -> str:
+        """Run a script of ours with the packages that the run had, and return what it prints."""
+
+    def volumes(self) -> list[Path]:
+        """Return the volumes of the runs that the backend itself knows of, be they remembered here or not."""
+
 
 # Imported only where used: docker and kubernetes are optional, and slow to import.
-BACKENDS: Final = {"native": "runner.backends.native"}
+BACKENDS: Final = {"native": "runner.backends.native", "docker": "runner.backends.docker"}
 
 
 def check(name: str) -> None:

@@ -7,16 +7,13 @@ import dataclasses
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from runner import datasets, process, projects, resources, run_directory, runs, virtualenvs
+from runner import datasets, handovers, process, run_directory, runs, virtualenvs
 from runner.errors import RunnerError, UsageError
 from runner.runs import Found
 from runner.specs import Run
@@ -58,7 +55,7 @@ def render(run: Run) -> str:
     lines.append(f"# the caller's variables less {', '.join(f'{name}*' for name in DROPPED)}, and these:")
     lines += [f"{name}={shlex.quote(value)}" for name, value in sorted(run.variables.items())]
     lines += [f"{name}=<secret>" for name in sorted(run.secrets)]
-    lines.append(shlex.join(str(word) for word in _argv(run, python, _handover(run))))
+    lines.append(shlex.join(str(word) for word in _argv(run, python, handovers.path(run))))
     lines.append("# request.json")
     lines.append(json.dumps(run.request, indent=1))
     return "\n".join(lines)
@@ -67,9 +64,10 @@ def render(run: Run) -> str:
 def submit(run: Run) -> Started:
     """Make the environment, hand over the request, and start the launcher."""
     data = {name: datasets.ensure(dataset, given) if dataset else given for name, (dataset, given) in run.data.items()}
-    environment = virtualenvs.ensure(run.lock, run.pythons, run.request["environment"] or "image", run.python)
-    handover = _handover(run)
-    write_handover(run, handover, {name: path for name, path in data.items() if path})
+    environment = virtualenvs.ensure(run.lock, run.pythons, run.request["environment"], run.python)
+    handover = handovers.path(run)
+    handovers.write(run, handover)
+    _link_data(handover, {name: path for name, path in data.items() if path})
     child = process.detach(
         _argv(run, environment.python, handover), env=_environment(run), cwd=handover, output=handover / "launcher.log"
     )
@@ -83,7 +81,13 @@ def submit(run: Run) -> Started:
     return Started(child=child, output=handover / "launcher.log")
 
 
-def stop(run: Found, kill: bool = False) -> None:
+def _link_data(handover: Path, data: Mapping[str, Path]) -> None:
+    for name, path in data.items():
+        (handover / "data").mkdir(exist_ok=True)
+        (handover / "data" / name).symlink_to(path)
+
+
+def send(run: Found, number: int) -> None:
     """Signal the launcher, which passes it on to the job."""
     holder = run_directory.holder(str(run.directory / ".lock"))
     if not holder:
@@ -93,7 +97,7 @@ def stop(run: Found, kill: bool = False) -> None:
             f"{run.name} runs on {holder['host']}, not here. Stop it there with: {runs.command('stop', run)}"
         )
     try:
-        os.kill(int(holder["pid"]), signal.SIGINT if kill else signal.SIGTERM)
+        os.kill(int(holder["pid"]), number)
     except ProcessLookupError:
         return
     except PermissionError as error:
@@ -104,68 +108,22 @@ def stop(run: Found, kill: bool = False) -> None:
 
 def remove(run: Found) -> None:
     """Remove the hand-overs of a run."""
-    for folder in _handovers(run.name):
-        if _directory(folder) == run.directory or not in_use(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+    handovers.remove(run)
 
 
-def in_use(handover: Path) -> bool:
-    """Return whether a launcher works from this hand-over, or is about to: a run of this name on any volume may."""
-    try:
-        if time.time() - handover.stat().st_mtime < 60:
-            return True
-    except FileNotFoundError:
-        return False
-    directory = _directory(handover)
-    run = runs.load(directory) if directory else None
-    return run is not None and run.going and handover.name.endswith(str(run.record.get("submission")))
+def call(run: Found, script: Path, files: Sequence[Path]) -> str:
+    """Run a script with the run's own packages, and return what it prints."""
+    lock = (run.directory / "runner.lock").read_text()
+    python = virtualenvs.ensure(
+        lock, run.request["pythons"], run.request["environment"], run.record["conditions"]["python"]
+    ).python
+    variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    return process.call([python, script, *files], env=variables)
 
 
-def requests_in_use() -> list[Mapping[str, Any]]:
-    """Return what launchers were asked that work now, also on volumes that nobody remembers."""
-    folders = [folder for folder in resources.cache("submissions").glob("*") if in_use(folder)]
-    return [run_directory.read_json(str(folder / "request.json")) or {} for folder in folders]
-
-
-def _directory(handover: Path) -> Path | None:
-    """Return the directory of the run that a hand-over is for."""
-    try:
-        return Path(os.fsdecode((handover / "directory").read_bytes()))
-    except OSError:
-        return None
-
-
-def _handovers(name: str) -> list[Path]:
-    return list(resources.cache("submissions").glob(f"{name}-{'?' * 12}"))
-
-
-def write_handover(run: Run, folder: Path, data: Mapping[str, Path]) -> None:
-    """Write the folder that launch.py is started from: itself, the request, the project and the checkpoint module."""
-    for old in _handovers(run.name):
-        if not in_use(old):
-            shutil.rmtree(old, ignore_errors=True)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700)  # the archive has all files of the project, whoever may read them there
-        (folder / "lib").mkdir()
-        for name, place in (("launch.py", "."), ("run_directory.py", "."), ("runner_checkpoint.py", "lib")):
-            shutil.copyfile(resources.data("jobs", name), folder / place / name)
-        for name, path in data.items():
-            (folder / "data").mkdir(exist_ok=True)
-            (folder / "data" / name).symlink_to(path)
-        projects.archive(run.code, folder / "project.tar")
-        (folder / "directory").write_bytes(os.fsencode(run.directory))
-        (folder / "runner.lock").write_text(run.lock)
-        (folder / "request.json").write_text(json.dumps(dict(run.request)))
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise RunnerError(
-            f"the request could not be written to {folder}: {error.strerror}. RUNNER_CACHE moves the cache."
-        ) from error
-
-
-def _handover(run: Run) -> Path:
-    return resources.cache("submissions", f"{run.name}-{run.request['submission']}")
+def volumes() -> list[Path]:
+    """Return no volumes: a launcher is found by the run's directory alone."""
+    return []
 
 
 def _argv(run: Run, python: Path, handover: Path) -> list[str | Path]:
