@@ -54,6 +54,7 @@ from run_directory import (
 
 RESERVE, RESERVED = ".reserve", 32768  # a file that only takes up space, and its bytes
 GRACE = float(os.environ.get("RUNNER_GRACE", "110"))  # seconds from SIGTERM to SIGKILL; backends give 120
+HANDING_OVER = 60.0  # seconds after which whoever was to write on the standard input is taken for dead
 MARK = "@runner "  # starts a log line that is meant for programs
 
 
@@ -91,6 +92,41 @@ def _cgroup_quota():
         with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
             return None if limit <= 0 else -(-limit // int(file.read()))
     return None
+
+
+def memory():
+    """Return (how many processes the kernel has killed for want of memory, the limit in bytes) of this cgroup; None: unknown."""
+    for events, limit in _memory_files():
+        with contextlib.suppress(OSError, AttributeError):
+            with open(events) as file:
+                kills = int(re.search(r"^oom_kill (\d+)$", file.read(), re.MULTILINE).group(1))
+            return kills, _memory_limit(limit)
+    return None, None
+
+
+def _memory_files():
+    """Give where the counter and the limit may be: at the cgroup's own path, or, in a container, at the top."""
+    with contextlib.suppress(OSError):
+        with open("/proc/self/cgroup") as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+        own = {kinds: path.strip("/") for _, kinds, path in groups}
+        for path in (own.get("", ""), ""):
+            yield [os.path.join("/sys/fs/cgroup", path, name) for name in ("memory.events", "memory.max")]
+        for path in (own.get("memory", ""), ""):
+            names = ("memory.oom_control", "memory.limit_in_bytes")  # version 1
+            yield [os.path.join("/sys/fs/cgroup/memory", path, name) for name in names]
+
+
+def _memory_limit(path):
+    with contextlib.suppress(OSError, ValueError):  # "max"
+        with open(path) as file:
+            limit = int(file.read())
+        return limit if limit < 1 << 60 else None  # version 1 says "none" by the largest number that there is
+    return None
+
+
+def _size(count):
+    return "%d GiB" % (count >> 30) if count % (1 << 30) == 0 else "%d MiB" % (count >> 20)
 
 
 def _other(key, now, first):
@@ -144,7 +180,7 @@ class Launcher:
         self.backend = self.request["backend"]
         self.lock = Lock(self.directory, self.backend)
         self.record = {}
-        self.secrets = {}
+        self.handed = {}  # variables for the job that stand in no file: secrets, and a container's proxies
         self.notes = []  # events from before there is a log
         self.settled = None  # the exit code, where it is known without another attempt
         self.told_to_stop = 0.0  # when a SIGTERM came
@@ -156,7 +192,9 @@ class Launcher:
         """Do everything; return the exit code."""
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, self._on_int)
-        self._take_secrets()
+        self._take_variables()
+        if self.told_to_stop:
+            return INTERRUPTED
         self._make_directory()
         try:
             self.lock.acquire(give_up=lambda: self.told_to_stop)
@@ -178,14 +216,26 @@ class Launcher:
         self._on_term(number, frame)
         self.kill_now = True
 
-    def _take_secrets(self):
-        """Read the secrets' values, a line of JSON on the standard input."""
-        if self.request["secrets"]:
-            with contextlib.suppress(ValueError):
-                self.secrets = json.loads(sys.stdin.readline())
-            missing = [name for name in self.request["secrets"] if name not in self.secrets]
-            if missing:
-                raise Refusal(REFUSED, "the secret %s was not handed over" % ", ".join(missing))
+    def _take_variables(self):
+        """Read variables for the job alone, a line of JSON on the standard input."""
+        told = os.environ.pop("RUNNER_STDIN", None)
+        if told or self.request["secrets"]:
+            with contextlib.suppress(ValueError, TypeError, OSError):
+                self.handed = dict(json.loads(self._line().decode()))
+        missing = [name for name in self.request["secrets"] if name not in self.handed]
+        if missing and not self.told_to_stop:
+            raise Refusal(REFUSED, "the secret %s was not handed over" % ", ".join(missing))
+
+    def _line(self):
+        """Return the first line of the standard input, or what there is of it at its end, at a SIGTERM, or after a while."""
+        line, deadline = b"", time.monotonic() + HANDING_OVER
+        while not line.endswith(b"\n") and not self.told_to_stop and time.monotonic() < deadline:
+            if select.select([0], [], [], 0.1)[0]:
+                chunk = os.read(0, 1 << 16)
+                if not chunk:
+                    break
+                line += chunk
+        return line
 
     def _make_directory(self):
         try:
@@ -471,6 +521,7 @@ class Attempt:
             "began_from": found, "checkpoint": found,
         }  # fmt: skip
         self.stopped = False
+        self.killed_before = memory()[0]
         self.log = Log(self._path("logs", "attempt-%d.log" % number), self._on_line)
         self.progress = Progress(self._path("metrics.jsonl"))
         self.look_at = self.scan_at = 0.0
@@ -501,7 +552,7 @@ class Attempt:
         self.entry["group"] = child.pid
         self.launcher._save()
         code = self._watch(child)
-        self._close(child.pid, code)
+        self._close(code)
         return code
 
     def _start(self):
@@ -531,7 +582,7 @@ class Attempt:
         write_json(parameters, run["parameters"])
         tools = os.path.dirname(sys.executable)
         library = os.path.join(self.launcher.handover, "lib")
-        return dict(
+        variables = dict(
             os.environ,
             PATH=tools + os.pathsep + os.environ.get("PATH", os.defpath),
             PYTHONPATH=os.pathsep.join(part for part in (library, os.environ.get("PYTHONPATH")) if part),
@@ -540,8 +591,20 @@ class Attempt:
             RUNNER_RUN=run["name"], RUNNER_DIR=self.directory, RUNNER_DATA=self.launcher.data, RUNNER_PARAMETERS=parameters,
             RUNNER_ATTEMPT=str(self.entry["number"]), RUNNER_CHECKPOINT_EVERY=run["checkpoint_every"],
             RUNNER_CHECKPOINT_EXPLICIT="1" if run["checkpoint_explicit"] else "",
-            **self.launcher.secrets,
         )  # fmt: skip
+        if self.launcher.backend != "native":
+            self._move_home(variables)
+        variables.update(self.launcher.handed)
+        return variables
+
+    def _move_home(self, variables):
+        """Give the job a home on the volume: what it caches there survives the container, and takes none of its memory."""
+        given = self.request["variables"]
+        if "HOME" not in given:
+            variables["HOME"] = self._path("home")
+            os.makedirs(variables["HOME"], exist_ok=True)
+        for name in [name for name in variables if name.startswith("XDG_") and name not in given]:
+            del variables[name]  # the defaults are below HOME
 
     def _not_started(self, error):
         """Tell a command that is missing (127) from one that may not be executed (126), as shells do."""
@@ -630,23 +693,34 @@ class Attempt:
     def _event(self, event, **values):
         self.log.own(MARK + json.dumps(dict(values, event=event)))
 
-    def _close(self, group, code):
+    def _close(self, code):
         self._look(scan=True)
-        how = (
-            "was killed by signal %d (%s)%s"
-            % (
-                -code,
-                _signal_name(-code),
-                ", as the kernel does when memory is short" if code == -9 and not self.stopped else "",
-            )
-            if code < 0
-            else "ended with %d" % code
-        )
+        how = self._how(code)
         end = "interrupted" if self.stopped else "succeeded" if code == 0 else "failed"
         last_line = self.log.last_line if code != 0 and not self.stopped else ""
         self.entry.update(ended=time.time(), code=code, how=how, end=end, last_line=last_line)
         self._event("ended", code=code, how=how)
         self.log.close()
+
+    def _how(self, code):
+        """Return in words how the child ended; where memory was short, the words are the kernel's count and the limit."""
+        short = self._memory_words()
+        if code == -signal.SIGKILL and not self.stopped:
+            if short:
+                return "was killed for want of memory (%s)" % short
+            return "was killed by signal 9 (SIGKILL), as the kernel does when memory is short"
+        how = "was killed by signal %d (%s)" % (-code, _signal_name(-code)) if code < 0 else "ended with %d" % code
+        if short and code != 0 and self.launcher.backend != "native":  # a container has only processes of this job
+            how += ", after a process of it was killed for want of memory (%s)" % short
+        return how
+
+    def _memory_words(self):
+        """Return the limit in words where the kernel has killed for want of memory in this attempt, else None."""
+        kills, limit = memory()
+        if None in (kills, self.killed_before) or kills <= self.killed_before:
+            return None
+        self.entry["oom"] = True
+        return "OOM; the limit is %s" % _size(limit) if limit else "OOM; the machine had no more"
 
 
 def _signal_name(number):

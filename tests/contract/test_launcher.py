@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ def handover(cli: Cli) -> Path:
     return max((Path(cli.env["RUNNER_CACHE"]) / "submissions").iterdir(), key=lambda path: path.stat().st_mtime)
 
 
-def launch(cli: Cli, folder: Path, **variables: str) -> subprocess.Popen[str]:
-    """Start launch.py from a hand-over, as a replaced pod does."""
-    command = [sys.executable, str(folder / "launch.py"), str(cli.volume)]
+def launch(
+    cli: Cli, folder: Path, *before: str | Path, stdin: int = subprocess.DEVNULL, **variables: str
+) -> subprocess.Popen[str]:
+    """Start launch.py from a hand-over, as a replaced pod does; `before` are the words of a command that starts it."""
     return subprocess.Popen(
-        command, env={**cli.env, **variables}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*before, sys.executable, folder / "launch.py", cli.volume], env={**cli.env, **variables},
+        stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -247,6 +250,139 @@ def test_a_secret_that_does_not_arrive_is_a_refusal_not_a_run_without_it(cli):
     _, errors = again.communicate(timeout=20)
     assert again.returncode == 64
     assert "the secret TOKEN was not handed over" in errors
+
+
+# ---------------------------------------------------------------- what a container has that this machine has not
+
+
+def in_a_container(cli: Cli, project: Path, script: str, *words: str) -> Path:
+    """Return the hand-over of a script as the backend for containers makes it."""
+    (project / "job.py").write_text(script)
+    cli.run(project / "job.py", "-E", "tf0.0-cpu", "--name", "mine", "--detach", *words)
+    until(lambda: cli.only().record.get("ended"), what="the end of the native attempt")
+    edit(handover(cli) / "request.json", backend="docker", submission="in-a-container")
+    return handover(cli)
+
+
+SHOW = "import os, sys\nprint({name: os.environ.get(name) for name in %r})\nprint('end', flush=True)\nsys.exit(1)"
+
+
+def test_variables_come_on_the_standard_input_and_reach_the_job_alone(cli, project):
+    names = ["https_proxy", "TOKEN", "RUNNER_STDIN", "PYTHONUNBUFFERED"]
+    folder = in_a_container(cli, project, SHOW % names)
+    edit(folder / "request.json", secrets=["TOKEN"])
+    started = launch(cli, folder, stdin=subprocess.PIPE, RUNNER_STDIN="1")
+    output, _ = started.communicate(
+        json.dumps({"https_proxy": "http://a:b@c", "TOKEN": "hush", "PYTHONUNBUFFERED": ""}) + "\n"
+    )
+    expected = {"https_proxy": "http://a:b@c", "TOKEN": "hush", "RUNNER_STDIN": None, "PYTHONUNBUFFERED": ""}
+    assert repr(expected) in output
+    kept = b"".join(path.read_bytes() for path in cli.only().directory.rglob("*.json"))
+    assert b"hush" not in kept
+    assert b"a:b@c" not in kept
+
+
+@pytest.mark.parametrize("sent", ["", "[1]\n"])
+def test_without_secrets_a_line_that_never_came_costs_the_proxies_and_not_the_run(cli, project, sent):
+    started = launch(
+        cli, in_a_container(cli, project, SHOW % ["RUNNER_STDIN"]), stdin=subprocess.PIPE, RUNNER_STDIN="1"
+    )
+    output, errors = started.communicate(sent)
+    assert (started.returncode, errors) == (1, "")
+    assert "{'RUNNER_STDIN': None}" in output
+
+
+def test_a_sigterm_while_nobody_writes_on_the_standard_input_is_75(cli, project):
+    folder = in_a_container(cli, project, SHOW % [])
+    started = launch(cli, folder, stdin=subprocess.PIPE, RUNNER_STDIN="1")
+    until(lambda: catches(started.pid, signal.SIGTERM), what="the handler")
+    started.terminate()
+    assert started.wait(20) == 75
+
+
+def catches(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+def test_home_is_on_the_volume_and_what_is_cached_there_is_neither_result_nor_checkpoint(cli, project, tmp_path):
+    folder = in_a_container(
+        cli, project,
+        "import os, sys\nfrom pathlib import Path\n"
+        "Path.home().joinpath('.keras').mkdir(exist_ok=True)\nPath.home().joinpath('.keras/data.h5').write_bytes(b'')\n"
+        "Path.home().joinpath('weights-7.npz').write_bytes(b'PK\\5\\6' + bytes(18))\n"
+        "print('home', Path.home(), os.environ.get('XDG_CACHE_HOME'), flush=True)\nsys.exit(1)",
+    )  # fmt: skip
+    started = launch(cli, folder, HOME="/nowhere", XDG_CACHE_HOME="/nowhere/cache")
+    output, _ = started.communicate(timeout=20)
+    directory = cli.only().directory
+    assert f"home {directory / 'home'} None\n" in output
+    assert "there is no checkpoint yet" in cli("status").stdout
+    cli("pull", "mine", tmp_path / "results")
+    assert not list((tmp_path / "results").rglob("data.h5"))
+
+
+def test_a_home_that_the_user_gave_is_left_as_it_is(cli, project):
+    folder = in_a_container(
+        cli, project, SHOW % ["HOME", "XDG_CACHE_HOME"], "-e", "HOME=/given", "-e", "XDG_CACHE_HOME=/too"
+    )
+    output, _ = launch(cli, folder, HOME="/given", XDG_CACHE_HOME="/too").communicate(timeout=20)
+    assert repr({"HOME": "/given", "XDG_CACHE_HOME": "/too"}) in output
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A control group with 64 MiB of memory: the file that a process writes its number into to be in it."""
+    version_1 = Path("/sys/fs/cgroup/memory")
+    group = (version_1 if version_1.is_dir() else Path("/sys/fs/cgroup")) / f"runner-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        need("a memory cgroup", False, f"run the tests as root where cgroups can be made ({error})")
+    limit = group / ("memory.limit_in_bytes" if version_1.is_dir() else "memory.max")
+    try:
+        need("a memory cgroup", limit.exists(), "enable the memory controller in /sys/fs/cgroup/cgroup.subtree_control")
+        limit.write_text(str(64 << 20))
+        yield group / "cgroup.procs"
+    finally:
+        until(lambda: not (group / "cgroup.procs").read_text(), what="the end of all in the cgroup")
+        group.rmdir()
+
+
+EAT = "import os\nif os.environ.get('EAT'):\n    {}\nraise SystemExit(3)"
+ENTER = ("sh", "-c", 'echo $$ > "$0" && exec "$@"')
+
+
+def test_a_job_that_is_killed_for_want_of_memory_says_oom_and_the_limit(cli, project, small_memory):
+    folder = in_a_container(cli, project, EAT.format("b'x' * (256 << 20)"), "--retries", "1")
+    started = launch(cli, folder, *ENTER, small_memory, EAT="1")
+    started.communicate(timeout=30)
+    assert started.returncode == 70
+    attempts = cli.only().record["attempts"]
+    assert [attempt.get("oom") for attempt in attempts] == [None, True, True]
+    assert "the job was killed for want of memory (OOM; the limit is 64 MiB), 2 times in a row" in cli("status").stdout
+
+
+def test_a_process_of_the_job_that_is_killed_for_want_of_memory_is_named_beside_the_jobs_own_end(
+    cli, project, small_memory
+):
+    eat = "import subprocess, sys; subprocess.call([sys.executable, '-c', 'b\"x\" * (256 << 20)'])"
+    folder = in_a_container(cli, project, EAT.format(eat))
+    started = launch(cli, folder, *ENTER, small_memory, EAT="1")
+    started.communicate(timeout=30)
+    assert started.returncode == 3
+    expected = "ended with 3, after a process of it was killed for want of memory (OOM; the limit is 64 MiB)"
+    assert expected in cli("status").stdout
+
+
+def test_a_job_that_is_killed_by_somebody_does_not_say_oom(cli, project, small_memory):
+    folder = in_a_container(cli, project, EAT.format("os.kill(os.getpid(), 9)"), "--retries", "0")
+    started = launch(cli, folder, *ENTER, small_memory, EAT="1")
+    started.communicate(timeout=30)
+    assert started.returncode == 70
+    assert "killed by signal 9 (SIGKILL)" in cli("status").stdout
+    assert "OOM" not in cli("status").stdout
 
 
 # ---------------------------------------------------------------- the lock and the heartbeat
