@@ -6,7 +6,6 @@ A virtualenv is made under a temporary name and renamed when it is whole, so tha
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runner import bytecode, packages, resources
+from runner import bytecode, locks, packages, resources
 from runner.errors import EnvironmentFailed
 from runner.interpreters import Interpreter, Search
 from runner.terminal import ProgressLine, duration
@@ -209,31 +208,8 @@ def _watched(work: Callable[[], T], line: ProgressLine, title: str) -> T:
         return future.result()
 
 
-@contextlib.contextmanager
-def _locked(key: str, label: str) -> Iterator[None]:
-    """Hold the lock of one virtualenv. Where the file system has none, unique names and the rename must do."""
-    _root().mkdir(parents=True, exist_ok=True)
-    with (_root() / f".{key}.lock").open("w") as file, ProgressLine() as line:
-        began = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                _say_waiting(line, label, time.monotonic() - began)
-                time.sleep(0.1)
-            except OSError:
-                break
-        line.clear()
-        yield
-
-
-def _say_waiting(line: ProgressLine, label: str, seconds: float) -> None:
-    text = f"environment {label}: another runner is making it; waiting"
-    if line.active:
-        line.update(f"{text} … {duration(seconds)}")
-    elif seconds < 0.1:
-        print(text, file=sys.stderr, flush=True)
+def _locked(key: str, label: str) -> contextlib.AbstractContextManager[None]:
+    return locks.held(_root() / f".{key}.lock", f"environment {label}")
 
 
 def _discard(path: Path) -> None:
