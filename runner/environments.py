@@ -21,12 +21,13 @@ __all__ = ["Environment", "default", "find", "load", "lock_hash", "make_row", "r
 
 DEVICES = ("cpu", "cuda")
 _REQUIRED = ("tensorflow", "device", "pythons", "packages", "exclude_newer")
-_OPTIONAL = ("why", "links")
-_LISTS = ("pythons", "packages", "why", "links")
+_OPTIONAL = ("libraries", "why", "links")
+_LISTS = ("pythons", "packages", "libraries", "why", "links")
 _FORMS = {
     "tensorflow": (r"\d+\.\d+\.\d+", 'a version in quotes, such as "2.15.1"'),
     "device": ("|".join(DEVICES), " or ".join(DEVICES)),
     "pythons": (r"3\.\d+", 'a list of Python versions in quotes, such as ["3.11", "3.10"]'),
+    "libraries": (r"lib[\w.+-]+\.so(\.\d+)*", "a list of shared libraries, such as [libcudart.so.12, libcudnn.so.8]"),
     "exclude_newer": (r"\d{4}-\d\d-\d\d", "a date, such as 2024-05-07"),
 }
 _HEADER = "# {name}: made by `make lock` (your own rows: `runner lock`) from environments.yaml. Do not edit.\n"
@@ -41,6 +42,7 @@ class Environment:
     packages: tuple[str, ...]
     exclude_newer: str
     lock: Path
+    libraries: tuple[str, ...] = ()  # what TensorFlow loads when it finds a GPU
     why: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     shipped: bool = True
@@ -126,7 +128,7 @@ def _shipped() -> yamlfile.Mapping:
 
 def _read(path: Path, *, shipped: bool) -> dict[str, Environment]:
     file = yamlfile.load(path)
-    file.refuse_unknown(["environments", "default", "caps", "windows"] if shipped else ["environments"])
+    file.refuse_unknown(["environments", "default", "bases", "caps", "windows"] if shipped else ["environments"])
     rows = file.get("environments")
     if rows is None:
         return {}

@@ -42,6 +42,21 @@ def test_a_row_is_found_by_each_of_its_names(name: str) -> None:
     assert environments.find(name).name == "tf2.15-cpu"
 
 
+@pytest.mark.parametrize("name", ["tf2.15-cuda", "tf2.15", "2.15", "2.15.1"])
+def test_with_a_gpu_the_row_for_cuda_is_found_by_the_same_names(name: str) -> None:
+    assert environments.find(name, "cuda").name == "tf2.15-cuda"
+
+
+def test_a_row_for_cuda_names_the_libraries_that_tensorflow_loads_and_has_them_in_its_lock() -> None:
+    rows = environments.load().values()
+    assert all(bool(row.libraries) == (row.device == "cuda") for row in rows)
+    lock = environments.find("tf2.15-cuda").lock_text
+    assert {"cuda-runtime", "cublas", "cudnn", "cuda-nvcc"} <= set(
+        re.findall(r"^nvidia-([\w-]+)-cu12==", lock, re.MULTILINE)
+    )
+    assert "tensorrt" not in lock
+
+
 def test_an_unknown_name_tells_the_nearest_and_all() -> None:
     with pytest.raises(UsageError, match=r"Did you mean tf2\.15-cpu\?.* Known: .*tf2\.21-cpu"):
         environments.find("tf2.15-gpu")
@@ -98,6 +113,11 @@ def test_a_users_file_may_be_empty(text: str) -> None:
         ('["3.10"]', '"3.10"', r"line 5: pythons should be a list"),
         ("    device: cpu\n", "", r"line 2: environment tf2\.9\.0-cpu lacks device"),
         ("tf2.9.0-cpu", "old", r"line 2: the name old should be like tf2\.15-cpu"),
+        (
+            "    exclude",
+            "    libraries: [cudart]\n    exclude",
+            r"line 7: libraries should be a list of shared libraries",
+        ),
         ("2022-05-23", "May", r"line 7: exclude_newer should be a date"),
         ("environments:", "environment:", r"line 1: unknown key 'environment'"),
         ("environments:\n", "environments: 3\nother:\n", r"line 2: unknown key 'other'"),
