@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from runner import datasets, environments, resources, run_directory, runs, virtualenvs
-from runner.errors import DataError, EnvironmentFailed
+from runner import datasets, engines, environments, resources, run_directory, runs, virtualenvs
+from runner.errors import DataError, EngineFailed, EnvironmentFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = ROOT / "tests" / "jobs"
+BASE_IMAGE = os.environ.get("RUNNER_TEST_BASE_IMAGE")  # where the official images cannot be had: tests/engine/bases
 LONG: Any = {"steps": 100000, "pause": 0.01}  # parameters of a counter that goes on until somebody ends it
 
 
@@ -112,11 +115,20 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cli(volume: Path, tmp_path: Path) -> Iterator[Cli]:
+def cli(volume: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cli]:
     """The command line; whatever still goes on the volume at the end of a test is killed."""
     yield Cli(volume=volume, env=_variables(volume, tmp_path))
+    if request.node.get_closest_marker("docker"):
+        _remove_containers(volume)
     for run in runs.on_volume(volume):
         kill_launcher(run.directory)
+
+
+def _remove_containers(volume: Path) -> None:
+    """Remove the containers of a volume, and of those that proofs made on it."""
+    for container in containers():
+        if (container.labels["runner.volume"] + "/").startswith(f"{volume}/"):
+            container.remove(force=True)
 
 
 def _variables(volume: Path, tmp_path: Path) -> dict[str, str]:
@@ -129,6 +141,8 @@ def _variables(volume: Path, tmp_path: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RUNNER_")}
     kept.update(RUNNER_CACHE=str(cache), RUNNER_STATE=str(tmp_path / "state"), RUNNER_VOLUME=str(volume))
     kept.update(PYTHONPATH=str(ROOT), COLUMNS="200")
+    if BASE_IMAGE:
+        kept["RUNNER_BASE_IMAGE"] = BASE_IMAGE
     return kept
 
 
@@ -189,3 +203,55 @@ def fashion_mnist() -> Path:
     except DataError as error:
         need("data", False, str(error))
         raise
+
+
+@pytest.fixture(scope="session")
+def engine() -> engines.Engine:
+    """The Docker engine of this machine."""
+    try:
+        return engines.connect()
+    except EngineFailed as error:
+        need("docker", False, f"{error} On Debian and Ubuntu: tests/engine/install, tests/engine/start (as root).")
+        raise
+
+
+def containers() -> list[Any]:
+    """Return the containers of runs that the engine has, of all volumes."""
+    found: list[Any] = engines.connect().client.containers.list(all=True, filters={"label": "runner.volume"})
+    return found
+
+
+@pytest.fixture(scope="session")
+def environment_image(engine: engines.Engine) -> Callable[[str], str]:
+    """Return the image of a row, which is built on demand and stays on the engine."""
+
+    def image(name: str) -> str:
+        from runner import images
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(JOBS)  # the row may be one of the tests'
+            row = environments.find(name)
+        try:
+            return images.ensure(engine, row.name, row.lock_text, row.pythons[0], BASE_IMAGE)
+        except EnvironmentFailed as error:
+            need("docker", False, f"{error} Without the official base images: tests/engine/bases.")
+            raise
+
+    return image
+
+
+@pytest.fixture(scope="session")
+def _room() -> Iterator[Path]:
+    """A folder on a disk, with a name short enough for sockets in it."""
+    folder = Path(tempfile.mkdtemp(prefix="engine-", dir="/var/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def private_engine(engine: engines.Engine, _room: Path) -> Iterator[Any]:
+    """A Docker engine of the test's own, not started yet (see engines.py)."""
+    import engines as own  # it imports this module
+
+    with own.private_engine(_room) as found:
+        yield found
