@@ -125,7 +125,7 @@ def _backend(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 def _where(command: F) -> F:
     """Add the options that say where a verb looks for runs."""
     for option in (
-        click.option("--on", "backend", callback=_backend, help="Only runs that ran there last: native."),
+        click.option("--on", "backend", callback=_backend, help="Only runs that ran there last: native, docker."),
         click.option("--volume", "places", callback=_places, help="Only this volume [all that were used before]."),
     ):
         command = option(command)
@@ -142,7 +142,14 @@ def _what(command: F) -> F:
         click.argument("job", metavar="JOB|DIR|FILE"),
         click.argument("command", nargs=-1, metavar="[-- COMMAND ...]"),
         click.option("-E", "environment", help="The environment, such as tf2.15; `runner envs` lists them."),
-        click.option("--on", "backend", envvar="RUNNER_ON", default="native", show_default=True, help="Where: native."),
+        click.option(
+            "--on", "backend", envvar="RUNNER_ON", default="native", show_default=True, help="Where: native or docker."
+        ),
+        click.option(
+            "--image",
+            metavar="REF",
+            help="An image of your own, in the environment's place (it needs python and TensorFlow).",
+        ),
         click.option("--name", help="The run's name [the job's name and a hash of what is asked]."),
         click.option("-P", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the job."),
         click.option("-e", "variables", multiple=True, metavar="KEY[=VALUE]", help="A variable for the job."),
@@ -150,12 +157,19 @@ def _what(command: F) -> F:
             "--secret", "secrets", multiple=True, metavar="KEY", help="A variable whose value is written nowhere."
         ),
         click.option("--data", multiple=True, metavar="NAME=PATH", help="Where a data set is."),
-        click.option("--gpus", type=click.IntRange(min=0), help="How many GPUs; takes the cuda row."),
+        click.option("--gpus", type=click.IntRange(min=0), help="How many GPUs; takes the cuda row. 0 hides them all."),
         click.option("--cpus", type=click.IntRange(min=1), help="How many threads; fixed by the first attempt."),
+        click.option("--memory", metavar="4Gi", help="How much memory a container may use [all]."),
+        click.option(
+            "--user", metavar="UID[:GID]", help="Whose the container's files are [yours; for root the volume's owner]."
+        ),
         click.option("--retries", type=click.IntRange(min=0), help="Crashes in a row without a newer checkpoint [2]."),
         click.option("--fresh", is_flag=True, help="Begin again; the old run is kept as NAME.1, ..."),
         click.option("--update-code", is_flag=True, help="Continue with the code of now."),
         _volume,
+        # Not for each command: from a variable or a profile.
+        click.option("--base-image", envvar="RUNNER_BASE_IMAGE", hidden=True),
+        click.option("--registry", envvar="RUNNER_REGISTRY", hidden=True),
     ]
     for option in reversed(options):
         command = option(command)
@@ -322,6 +336,34 @@ def envs(name: str | None, as_json: bool) -> None:
     from runner import listing
 
     listing.show_environments(name, as_json)
+
+
+@cli.command()
+@click.argument("names", metavar="ENV...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All environments.")
+@click.option(
+    "--base-image",
+    envvar="RUNNER_BASE_IMAGE",
+    metavar="REF",
+    help="What they are built on; {python} stands for the version [python:{python}-slim-bookworm].",
+)
+@click.option("--platform", metavar="OS/ARCH", help="For another machine [this engine's; with --push linux/amd64].")
+@click.option("--push", metavar="REGISTRY", help="Send them there, such as registry.example.org/team.")
+@_json
+def build(
+    names: tuple[str, ...],
+    everything: bool,
+    base_image: str | None,
+    platform: str | None,
+    push: str | None,
+    as_json: bool,
+) -> None:
+    """Build the images of environments now; a run builds what it lacks by itself."""
+    from runner import images
+
+    if bool(names) == everything:
+        raise click.UsageError("name the environments, such as tf2.15-cpu, or give --all.")
+    images.build(names, everything=everything, template=base_image, platform=platform, push=push, as_json=as_json)
 
 
 @cli.command()

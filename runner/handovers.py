@@ -86,3 +86,8 @@ def _directory(folder: Path) -> Path | None:
 
 def _of(name: str) -> list[Path]:
     return list(resources.cache("submissions").glob(f"{name}-{'?' * 12}"))
+
+
+def discard(folder: Path) -> None:
+    """Remove a hand-over that no launcher will take."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -87,7 +87,8 @@ _REGISTRY = (
         "The engine cannot reach {host}. Check its network and proxy, {elsewhere}.",
     ),
 )
-_ELSEWHERE = "or name another base image: RUNNER_BASE_IMAGE, such as registry.example.org/python:{minor}-slim"
+_LOOKING_UP = "looking up the base image"
+_OTHER_BASE = "or name another base image: RUNNER_BASE_IMAGE, such as registry.example.org/python:{minor}-slim"
 
 
 class Made(NamedTuple):
@@ -171,6 +172,28 @@ def ensure(
     return recipe.reference
 
 
+def pull(engine: Engine, image: str) -> None:
+    """Fetch an image of the user's own where the engine lacks it."""
+    import docker
+
+    try:
+        engine.client.api.inspect_image(image)
+    except docker.errors.ImageNotFound:
+        own = Recipe(name="of your own", lock="", python="3", base=image)
+        with terminal.ProgressLine() as line:
+            transfer = _Transfer(f"fetching {image}", "Pull complete", line)
+            try:
+                process.stream(["docker", "pull", image], transfer.heard)
+            except CommandFailed as failure:
+                line.clear()
+                said = _meaning(
+                    _REGISTRY, failure.output, engine, own, _host(image), "or build it here: docker build -t"
+                )
+                raise EnvironmentFailed(f"the image {image} could not be fetched. {said}") from failure
+    except Exception as error:
+        raise EngineFailed(f"the Docker engine refused the image {image}: {engines.explain(error)}.") from error
+
+
 def build(
     names: Sequence[str],
     *,
@@ -210,6 +233,14 @@ def build(
         told.append(result)
     if as_json:
         print(json.dumps(told))
+
+
+def pull(engine: Engine, image: str) -> None:
+    """Fetch an image of the user's own, unless it is there."""
+    _refuse_without_docker()
+    if not _inspected(image):
+        with terminal.ProgressLine() as line:
+            _pull(engine, image, "image", line, elsewhere="or give another with --image")
 
 
 def made(engine: Engine) -> list[Made]:
@@ -275,10 +306,11 @@ def _there(engine: Engine, name: str) -> bool:
 
 def _make(engine: Engine, recipe: Recipe, registry: str | None = None) -> None:
     """Fetch or build an image, unless another runner does so meanwhile."""
-    _refuse_without_buildx()
+    _refuse_without_docker()
     with locks.held(resources.cache("images", f"{recipe.tag}.lock"), f"image {recipe.name}"):
         if _there(engine, recipe.reference) or (registry and _fetched(engine, recipe, registry)):
             return
+        _refuse_without_buildx()
         with terminal.ProgressLine() as line:
             if not line.active:
                 print(f"making the image {recipe.name} (once)", file=sys.stderr, flush=True)
@@ -286,9 +318,12 @@ def _make(engine: Engine, recipe: Recipe, registry: str | None = None) -> None:
             _build(engine, recipe, digest, line)
 
 
-def _refuse_without_buildx() -> None:
+def _refuse_without_docker() -> None:
     if not shutil.which("docker"):
         raise EngineFailed(_NO_BUILDX.format(lacking="there is no `docker` on PATH"))
+
+
+def _refuse_without_buildx() -> None:
     try:
         process.call(["docker", "buildx", "version"])
     except CommandFailed as failure:
@@ -439,15 +474,20 @@ def _base_digest(engine: Engine, recipe: Recipe, line: terminal.ProgressLine) ->
     """Return the digest of the base image, which is fetched before the build, since the label has to say it."""
     if recipe.platform:  # to fetch it would put it in the place of this platform's
         return _remote_digest(recipe.base)
-    for _ in range(2):
-        try:
-            (found,) = json.loads(process.call(["docker", "image", "inspect", recipe.base]))
-        except CommandFailed:
-            _pull(engine, recipe, recipe.base, line)
-            continue
-        digests = [name.partition("@")[2] for name in found.get("RepoDigests") or ()]
-        return str(digests[0] if digests else found["Id"])
-    return None
+    if not _inspected(recipe.base):
+        _pull(engine, recipe.base, f"image {recipe.name}", line, elsewhere=_OTHER_BASE)
+    found = _inspected(recipe.base)
+    digests = [name.partition("@")[2] for name in found.get("RepoDigests") or ()]
+    return digests[0] if digests else found.get("Id")
+
+
+def _inspected(image: str) -> dict[str, Any]:
+    """Return what the engine knows of an image, nothing if it does not have it."""
+    try:
+        told: list[dict[str, Any]] = json.loads(process.call(["docker", "image", "inspect", image]))
+    except CommandFailed:
+        return {}
+    return told[0]
 
 
 def _remote_digest(image: str) -> str | None:
@@ -458,16 +498,14 @@ def _remote_digest(image: str) -> str | None:
     return str(json.loads(told)["digest"])
 
 
-def _pull(engine: Engine, recipe: Recipe, image: str, line: terminal.ProgressLine) -> None:
-    transfer = _Transfer(f"image {recipe.name}: fetching {image}", "Pull complete", line)
+def _pull(engine: Engine, image: str, title: str, line: terminal.ProgressLine, **values: str) -> None:
+    transfer = _Transfer(f"{title}: fetching {image}", "Pull complete", line)
     try:
-        process.stream(["docker", "pull", f"--platform={_platform_of(engine, recipe)}", image], transfer.heard)
+        process.stream(["docker", "pull", f"--platform=linux/{engine.architecture}", image], transfer.heard)
     except CommandFailed as failure:
         line.clear()
-        said = _meaning(_REGISTRY, failure.output, engine, recipe, _host(image))
-        raise EnvironmentFailed(
-            f"making the image {recipe.name} failed. {image} could not be fetched. {said}"
-        ) from failure
+        said = _meaning(_REGISTRY, failure.output, engine, host=_host(image), **values)
+        raise EnvironmentFailed(f"the image {image} could not be fetched. {said}") from failure
 
 
 def _fetched(engine: Engine, recipe: Recipe, registry: str) -> bool:
@@ -475,10 +513,9 @@ def _fetched(engine: Engine, recipe: Recipe, registry: str) -> bool:
     remote = f"{_registry(registry)}/{REPOSITORY}:{recipe.tag}"
     with terminal.ProgressLine() as line:
         try:
-            _pull(engine, recipe, remote, line)
+            _pull(engine, remote, f"image {recipe.name}", line, elsewhere="or RUNNER_REGISTRY")
         except EnvironmentFailed as failure:
-            reason = str(failure).partition(". ")[2]
-            print(f"{reason.splitlines()[0]} It is built instead.", file=sys.stderr, flush=True)
+            print(f"{str(failure).splitlines()[0]} It is built instead.", file=sys.stderr, flush=True)
             return False
     try:
         for name in (recipe.reference, recipe.alias):
@@ -498,7 +535,7 @@ def _push(engine: Engine, recipe: Recipe, registry: str) -> str:
             output = process.stream(["docker", "push", remote], transfer.heard)
         except CommandFailed as failure:
             line.clear()
-            said = _meaning(_REGISTRY, failure.output, engine, recipe, _host(remote))
+            said = _meaning(_REGISTRY, failure.output, engine, host=_host(remote), elsewhere="or --push")
             raise EnvironmentFailed(f"pushing {remote} failed. {said}") from failure
         finally:
             process.call(["docker", "image", "rm", remote])
@@ -566,7 +603,7 @@ def _purpose(words: str) -> str | None:
     if step:
         return step[1]
     if re.match(r"\[internal\] load metadata|\[\w+ 1/\d+\] FROM|resolve image", words):
-        return "looking up the base image"
+        return _LOOKING_UP
     return "writing the image" if words.startswith("exporting") else None
 
 
@@ -574,24 +611,23 @@ def _why(engine: Engine, recipe: Recipe, steps: _Steps, output: str) -> str:
     """Return which step failed, what that means, and what to do next."""
     doing = steps.titles.get(steps.failed, steps.doing)
     printed = "\n".join(steps.printed.get(steps.failed, [])[1:]) or output
-    table = _REGISTRY if doing == "looking up the base image" else _BUILD
-    said = _meaning(table, printed, engine, recipe, _host(recipe.base))
+    said = _meaning(
+        _REGISTRY if doing == _LOOKING_UP else _BUILD, printed, engine, host=_host(recipe.base), elsewhere=_OTHER_BASE,
+        platform=_platform_of(engine, recipe), python=recipe.python,
+    )  # fmt: skip
     return f"making the image {recipe.name} failed while {doing}. {said}"
 
 
-def _meaning(meanings: Sequence[tuple[str, str]], printed: str, engine: Engine, recipe: Recipe, host: str) -> str:
-    """Return what a message means and its last lines; what it may mean of uv's is known elsewhere."""
+def _meaning(meanings: Sequence[tuple[str, str]], printed: str, engine: Engine, **values: str) -> str:
+    """Return what a message means, and its last lines; what uv says is known elsewhere."""
     for pattern, sentence in meanings:
         match = re.search(pattern, printed, re.IGNORECASE)
         if match:
-            values = {"what": "one of the packages", **{k: v for k, v in match.groupdict().items() if v}}
-            platform = _platform_of(engine, recipe)
-            said = sentence.format(
-                **values, host=host, root=_root_folder(engine), platform=platform, python=recipe.python,
-                architecture=platform.rpartition("/")[2], elsewhere=_ELSEWHERE,
-            )  # fmt: skip
-            shown = [line for line in printed.splitlines() if line.strip() and values["what"] not in line][-6:]
-            return said if pattern.startswith("runner: ") else "\n".join([said, *shown])
+            found = {"what": "one of the packages", **{key: word for key, word in match.groupdict().items() if word}}
+            architecture = values.get("platform", "").rpartition("/")[2]
+            said = sentence.format_map({**found, "root": _root_folder(engine), "architecture": architecture, **values})
+            lines = [line for line in printed.splitlines() if line.strip()][-6:]
+            return "\n".join([said, *lines]) if said != found["what"] else said
     return packages.explain("It says:", printed)
 
 

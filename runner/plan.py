@@ -32,8 +32,13 @@ class Asked:
     variables: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    image: str | None = None
     gpus: int | None = None
     cpus: int | None = None
+    memory: str | None = None
+    user: str | None = None
+    base_image: str | None = None
+    registry: str | None = None
     volume: Path | None = None
     retries: int | None = None
     fresh: bool = False
@@ -55,6 +60,7 @@ class Plan:
 
 def decide(asked: Asked) -> Plan:
     """Return what the command means now: the same command starts, attaches, continues, or shows the result."""
+    _refuse_what_native_lacks(asked)
     project = projects.find(asked.job)
     values = project.job.values(asked.parameters)
     volume = volume_of(asked.volume)
@@ -91,6 +97,16 @@ def decide(asked: Asked) -> Plan:
     return Plan(action="submit", directory=run.directory, run=run, existing=existing, notes=tuple(notes))
 
 
+def _refuse_what_native_lacks(asked: Asked) -> None:
+    if asked.image and asked.environment:
+        raise UsageError("-E and --image exclude each other: an image of your own takes the environment's place.")
+    if asked.backend != "native":
+        return
+    for option, value in (("--image", asked.image), ("--memory", asked.memory), ("--user", asked.user)):
+        if value:
+            raise UsageError(f"{option} {value} is for containers, and this would run natively. Add --on docker.")
+
+
 def _refuse_newer(existing: runs.Found) -> None:
     known = run_directory.FORMAT
     for file, content in (("request.json", existing.request), ("run.json", existing.record)):
@@ -123,7 +139,7 @@ def place_of(given: Path) -> Path:
 
 def _name(asked: Asked, project: projects.Project, values: Mapping[str, specs.Value]) -> str:
     named = {key: value for key, value in values.items() if not project.job.parameters[key].extend}
-    return specs.run_name(project.base, asked.environment, named, (*project.command, *asked.command))
+    return specs.run_name(project.base, asked.image or asked.environment, named, (*project.command, *asked.command))
 
 
 def _attach(existing: runs.Found, run: Run, asked: Asked) -> Plan:
@@ -199,7 +215,7 @@ def _extended(existing: runs.Found, run: Run) -> bool:
 
 def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.Value], volume: Path, name: str,
            files: Mapping[str, Path], code: Mapping[str, str], past: Mapping[str, Any] | None, mode: str) -> Run:  # fmt: skip
-    row, lock, pythons = _environment(asked, project.job, volume / name, past)
+    row, lock, pythons = (None, "", []) if asked.image else _environment(asked, project.job, volume / name, past)
     variables = _variables(asked.variables)
     data = _data(asked, project)
     job = project.job
@@ -216,6 +232,8 @@ def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.V
         "project": str(project.alone or project.root),
         "folder": project.root.name or "project",
         "environment": row,
+        "image": asked.image,
+        "libraries": _libraries(row),
         "tensorflow": _tensorflow(lock),
         "pythons": list(pythons),
         "lock": virtualenvs.lock_hash(lock),
@@ -226,7 +244,8 @@ def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.V
         "code": _code(code, past, described),
         "job_yaml": described,
         "data": {key: _hashes(*source) for key, source in data.items()},
-        "resources": {"cpus": asked.cpus or job.resources.cpus, "gpus": _gpus(asked, job)},
+        "resources": _resources(asked, job),
+        "hide_gpus": asked.gpus == 0,
         "retries": job.retries if asked.retries is None else asked.retries,
         "checkpoint_every": every or "10s",
         "checkpoint_explicit": every is not None,
@@ -242,7 +261,8 @@ def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.V
     return Run(
         name=name, volume=volume, request=request, root=project.root, code=files, lock=lock, pythons=tuple(pythons),
         python=_first_python(volume / name) if past else None, data=data,
-        variables=variables,
+        variables=variables, base_image=asked.base_image, registry=asked.registry,
+        user=specs.user_ids(asked.user) if asked.user else None,
     )  # fmt: skip
 
 
@@ -265,6 +285,19 @@ def _environment(
     if past and kept.is_file() and row.name == began:
         return row.name, kept.read_text(), list(past["pythons"])
     return row.name, row.lock_text, list(row.pythons)
+
+
+def _resources(asked: Asked, job: specs.Job) -> dict[str, Any]:
+    memory = asked.memory or job.resources.memory
+    if memory:
+        specs.memory_bytes(memory, f"--memory {memory}")
+    return {"cpus": asked.cpus or job.resources.cpus, "memory": memory, "gpus": _gpus(asked, job)}
+
+
+def _libraries(row: str | None) -> list[str]:
+    """Return the libraries that TensorFlow loads for a GPU; a row that is no longer there leaves them unchecked."""
+    known = environments.load()
+    return list(known[row].libraries) if row in known else []
 
 
 def _gpus(asked: Asked, job: specs.Job) -> int:
@@ -406,6 +439,9 @@ def again(asked: Asked, project: projects.Project, volume: Path) -> list[str]:
         ("-E", asked.environment),
         ("--on", None if asked.backend == "native" else asked.backend),
         ("--name", asked.name),
+        ("--image", asked.image),
+        ("--memory", asked.memory),
+        ("--user", asked.user),
     ):
         words += [option, value] if value else []
     data = (f"{name}={_absolute(path)}" for name, _, path in (item.partition("=") for item in asked.data))

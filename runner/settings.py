@@ -16,6 +16,10 @@ KEYS = {
     "retries": "retries",
     "cpus": "cpus",
     "gpus": "gpus",
+    "memory": "memory",
+    "user": "user",
+    "base_image": "base_image",
+    "registry": "registry",
 }
 
 

@@ -110,6 +110,9 @@ class Run:
     lock: str  # the text of runner.lock
     pythons: tuple[str, ...]
     python: str | None = None  # the one of the first attempt, preferred for exactness
+    base_image: str | None = None  # a template of the user's, for the images
+    registry: str | None = None  # where images may be there already
+    user: tuple[int, int] | None = None  # whose the container's processes are, where it is not the caller
     data: Mapping[str, tuple[DataSet | None, Path | None]] = field(default_factory=dict)  # description, directory given
     variables: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -218,10 +221,30 @@ def _value(value: object, where: str) -> Value:
 def _resources(found: yamlfile.Mapping) -> Resources:
     found.refuse_unknown(RESOURCE_KEYS, "resource")
     memory = found.get("memory")
-    if memory is not None and not re.fullmatch(r"\d+(\.\d+)?([KMGT]i?)?", str(memory)):
-        raise UsageError(f"{found.where('memory')}: memory is a number of bytes, such as 4Gi or 500M, not {memory!r}.")
+    if memory is not None:
+        memory_bytes(str(memory), found.where("memory"))
     cpus = _whole(found, "cpus", 0) or None
     return Resources(cpus=cpus, memory=None if memory is None else str(memory), gpus=_whole(found, "gpus", 0))
+
+
+def memory_bytes(text: str, where: str) -> int:
+    """Return a size such as 4Gi, 500M or 2000000000 in bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMGT])(i?))?", text)
+    if not match or not float(match[1]):
+        raise UsageError(f"{where}: memory is a number of bytes, such as 4Gi or 500M, not {text!r}.")
+    power = " KMGT".index(match[2]) if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def user_ids(text: str) -> tuple[int, int]:
+    """Return the numbers of UID or UID:GID; no container runs as root."""
+    match = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", text)
+    if not match:
+        raise UsageError(f"--user {text}: a user is given by number, as UID or UID:GID, such as 1000:1000.")
+    user, group = int(match[1]), int(match[2] or match[1])
+    if not user:
+        raise UsageError(f"--user {text}: no container runs as root. Give the number of another user.")
+    return user, group
 
 
 def checkpoint_interval(text: str | None, where: str) -> str | None:
