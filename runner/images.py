@@ -172,28 +172,6 @@ def ensure(
     return recipe.reference
 
 
-def pull(engine: Engine, image: str) -> None:
-    """Fetch an image of the user's own where the engine lacks it."""
-    import docker
-
-    try:
-        engine.client.api.inspect_image(image)
-    except docker.errors.ImageNotFound:
-        own = Recipe(name="of your own", lock="", python="3", base=image)
-        with terminal.ProgressLine() as line:
-            transfer = _Transfer(f"fetching {image}", "Pull complete", line)
-            try:
-                process.stream(["docker", "pull", image], transfer.heard)
-            except CommandFailed as failure:
-                line.clear()
-                said = _meaning(
-                    _REGISTRY, failure.output, engine, own, _host(image), "or build it here: docker build -t"
-                )
-                raise EnvironmentFailed(f"the image {image} could not be fetched. {said}") from failure
-    except Exception as error:
-        raise EngineFailed(f"the Docker engine refused the image {image}: {engines.explain(error)}.") from error
-
-
 def build(
     names: Sequence[str],
     *,
