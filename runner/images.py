@@ -172,6 +172,14 @@ def ensure(
     return recipe.reference
 
 
+def pull(engine: Engine, image: str) -> None:
+    """Fetch an image of the user's own, unless it is there."""
+    if not _inspected(engine, image):
+        _refuse_without_docker()
+        with terminal.ProgressLine() as line:
+            _pull(engine, image, "image", line, elsewhere="or build it here (docker build -t)")
+
+
 def build(
     names: Sequence[str],
     *,
@@ -213,12 +221,45 @@ def build(
         print(json.dumps(told))
 
 
-def pull(engine: Engine, image: str) -> None:
-    """Fetch an image of the user's own, unless it is there."""
-    _refuse_without_docker()
-    if not _inspected(image):
-        with terminal.ProgressLine() as line:
-            _pull(engine, image, "image", line, elsewhere="or give another with --image")
+def build(
+    names: Sequence[str],
+    *,
+    everything: bool,
+    template: str | None,
+    platform: str | None,
+    push: str | None,
+    as_json: bool = False,
+) -> None:
+    """Make the images of some environments, or of all, and say what was done; `push` is the registry to send them to."""
+    rows = list(environments.load().values()) if everything else [environments.find(name) for name in names]
+    registry = _registry(push) if push else None
+    wanted = _platform(platform or (PLATFORMS[0] if push else None))
+    engine = engines.connect()
+    native = wanted is None or wanted == f"linux/{engine.architecture}"
+    told = []
+    for row in rows:
+        base = base_image(row.pythons[0], template)
+        recipe = Recipe(
+            name=row.name,
+            lock=row.lock_text,
+            python=row.pythons[0],
+            base=base,
+            platform="" if native or wanted is None else wanted,
+        )
+        began = time.monotonic()
+        made = not _there(engine, recipe.reference)
+        if made:
+            _make(engine, recipe)
+        result = _told(engine, recipe, time.monotonic() - began if made else None)
+        if not as_json:
+            print(_sentence(result), flush=True)
+        if registry:
+            result["pushed"] = _push(engine, recipe, registry)
+            if not as_json:
+                print(f"{recipe.reference}: pushed, {result['pushed']}", flush=True)
+        told.append(result)
+    if as_json:
+        print(json.dumps(told))
 
 
 def made(engine: Engine) -> list[Made]:
@@ -452,20 +493,21 @@ def _base_digest(engine: Engine, recipe: Recipe, line: terminal.ProgressLine) ->
     """Return the digest of the base image, which is fetched before the build, since the label has to say it."""
     if recipe.platform:  # to fetch it would put it in the place of this platform's
         return _remote_digest(recipe.base)
-    if not _inspected(recipe.base):
+    if not _inspected(engine, recipe.base):
         _pull(engine, recipe.base, f"image {recipe.name}", line, elsewhere=_OTHER_BASE)
-    found = _inspected(recipe.base)
+    found = _inspected(engine, recipe.base)
     digests = [name.partition("@")[2] for name in found.get("RepoDigests") or ()]
     return digests[0] if digests else found.get("Id")
 
 
-def _inspected(image: str) -> dict[str, Any]:
+def _inspected(engine: Engine, image: str) -> dict[str, Any]:
     """Return what the engine knows of an image, nothing if it does not have it."""
     try:
-        told: list[dict[str, Any]] = json.loads(process.call(["docker", "image", "inspect", image]))
-    except CommandFailed:
-        return {}
-    return told[0]
+        return dict(engine.client.api.inspect_image(image))
+    except Exception as error:
+        if getattr(error, "status_code", None) == 404:
+            return {}
+        raise EngineFailed(f"the Docker engine refused the image {image}: {engines.explain(error)}.") from error
 
 
 def _remote_digest(image: str) -> str | None:
