@@ -193,71 +193,22 @@ def build(
     rows = list(environments.load().values()) if everything else [environments.find(name) for name in names]
     registry = _registry(push) if push else None
     wanted = _platform(platform or (PLATFORMS[0] if push else None))
+    bases = {row.name: base_image(row.pythons[0], template) for row in rows}
     engine = engines.connect()
-    native = wanted is None or wanted == f"linux/{engine.architecture}"
+    other = "" if wanted is None or wanted == f"linux/{engine.architecture}" else wanted
+    recipes = [
+        Recipe(name=row.name, lock=row.lock_text, python=row.pythons[0], base=bases[row.name], platform=other)
+        for row in rows
+    ]
     told = []
-    for row in rows:
-        base = base_image(row.pythons[0], template)
-        recipe = Recipe(
-            name=row.name,
-            lock=row.lock_text,
-            python=row.pythons[0],
-            base=base,
-            platform="" if native or wanted is None else wanted,
-        )
-        began = time.monotonic()
-        made = not _there(engine, recipe.reference)
-        if made:
-            _make(engine, recipe)
-        result = _told(engine, recipe, time.monotonic() - began if made else None)
+    for recipe in recipes:
+        told.append(_built(engine, recipe))
         if not as_json:
-            print(_sentence(result), flush=True)
+            print(_sentence(told[-1]), flush=True)
         if registry:
-            result["pushed"] = _push(engine, recipe, registry)
+            told[-1]["pushed"] = _push(engine, recipe, registry)
             if not as_json:
-                print(f"{recipe.reference}: pushed, {result['pushed']}", flush=True)
-        told.append(result)
-    if as_json:
-        print(json.dumps(told))
-
-
-def build(
-    names: Sequence[str],
-    *,
-    everything: bool,
-    template: str | None,
-    platform: str | None,
-    push: str | None,
-    as_json: bool = False,
-) -> None:
-    """Make the images of some environments, or of all, and say what was done; `push` is the registry to send them to."""
-    rows = list(environments.load().values()) if everything else [environments.find(name) for name in names]
-    registry = _registry(push) if push else None
-    wanted = _platform(platform or (PLATFORMS[0] if push else None))
-    engine = engines.connect()
-    native = wanted is None or wanted == f"linux/{engine.architecture}"
-    told = []
-    for row in rows:
-        base = base_image(row.pythons[0], template)
-        recipe = Recipe(
-            name=row.name,
-            lock=row.lock_text,
-            python=row.pythons[0],
-            base=base,
-            platform="" if native or wanted is None else wanted,
-        )
-        began = time.monotonic()
-        made = not _there(engine, recipe.reference)
-        if made:
-            _make(engine, recipe)
-        result = _told(engine, recipe, time.monotonic() - began if made else None)
-        if not as_json:
-            print(_sentence(result), flush=True)
-        if registry:
-            result["pushed"] = _push(engine, recipe, registry)
-            if not as_json:
-                print(f"{recipe.reference}: pushed, {result['pushed']}", flush=True)
-        told.append(result)
+                print(f"{recipe.reference}: pushed as {told[-1]['pushed']}", flush=True)
     if as_json:
         print(json.dumps(told))
 
@@ -292,15 +243,20 @@ def _registry(asked: str) -> str:
     return registry
 
 
-def _told(engine: Engine, recipe: Recipe, seconds: float | None) -> dict[str, Any]:
+def _built(engine: Engine, recipe: Recipe) -> dict[str, Any]:
+    """Make an image if there is none, and return what was done."""
+    began = time.monotonic()
+    made = not _there(engine, recipe.reference)
+    if made:
+        _make(engine, recipe)
     image = _listed(engine, reference=recipe.reference)[0]
     return {
         "environment": recipe.name,
         "image": recipe.reference,
         "id": image["Id"],
         "bytes": int(image["Size"]),
-        "made": seconds is not None,
-        "seconds": None if seconds is None else round(seconds, 1),
+        "made": made,
+        "seconds": round(time.monotonic() - began, 1),
     }
 
 
