@@ -63,6 +63,7 @@ def _detached(directory: Path, submission: Submission, identity: str, as_json: b
         if refusal and run and _started_elsewhere(refusal[0], run):
             break
         if refusal:
+            submission.clean()
             return _refusal(*refusal)
         time.sleep(follow.PAUSE)
     if as_json:

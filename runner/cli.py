@@ -93,6 +93,12 @@ def _value_of(option: str, args: list[str]) -> str:
     return "VALUE"
 
 
+class _Count(click.IntRange):
+    """A whole number, which is also what a refusal calls it."""
+
+    name = "whole number"
+
+
 def _path(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:
     if value == "":
         raise click.BadParameter("it is empty; give a directory.", ctx, parameter)
@@ -157,13 +163,13 @@ def _what(command: F) -> F:
             "--secret", "secrets", multiple=True, metavar="KEY", help="A variable whose value is written nowhere."
         ),
         click.option("--data", multiple=True, metavar="NAME=PATH", help="Where a data set is."),
-        click.option("--gpus", type=click.IntRange(min=0), help="How many GPUs; takes the cuda row. 0 hides them all."),
-        click.option("--cpus", type=click.IntRange(min=1), help="How many threads; fixed by the first attempt."),
+        click.option("--gpus", type=_Count(min=0), help="How many GPUs; takes the cuda row. 0 hides them all."),
+        click.option("--cpus", type=_Count(min=1), help="How many threads; fixed by the first attempt."),
         click.option("--memory", metavar="4Gi", help="How much memory a container may use [all]."),
         click.option(
             "--user", metavar="UID[:GID]", help="Whose the container's files are [yours; for root the volume's owner]."
         ),
-        click.option("--retries", type=click.IntRange(min=0), help="Crashes in a row without a newer checkpoint [2]."),
+        click.option("--retries", type=_Count(min=0), help="Crashes in a row without a newer checkpoint [2]."),
         click.option("--fresh", is_flag=True, help="Begin again; the old run is kept as NAME.1, ..."),
         click.option("--update-code", is_flag=True, help="Continue with the code of now."),
         _volume,
@@ -316,9 +322,7 @@ def rm(
 
 @cli.command(cls=_JobCommand)
 @_what
-@click.option(
-    "--kills", type=click.IntRange(min=1), default=3, show_default=True, help="How many SIGKILLs, at random moments."
-)
+@click.option("--kills", type=_Count(min=1), default=3, show_default=True, help="How many SIGKILLs, at random moments.")
 @click.option("--seed", type=int, help="For the same moments again.")
 @_json
 def prove(kills: int, seed: int | None, as_json: bool, **options: Any) -> int:

@@ -32,6 +32,9 @@ NOBODY = 10001  # the user of a container where root asks, and the volume is roo
 GRACE = 120  # seconds that the engine waits after SIGTERM; launch.py uses 110 of them
 SHARED_MEMORY = 1 << 30  # bytes of /dev/shm, of which only what is used counts; Docker's own 64 MB break data loaders
 LOG = {"max-size": "10m", "max-file": "3"}  # of Docker's copy; the whole log is on the volume
+# An image of the user's own may call it python3 only, or have none.
+START = """python=$(command -v python || command -v python3) && exec "$python" -E "$@"
+echo "launch.py: the image has no python. It needs one, 3.6 or newer, and TensorFlow." >&2; exit 78"""
 PASSED_ON = ("RUNNER_GRACE", "RUNNER_STALE")  # for launch.py
 PROXIES = (*packages.PROXY_VARIABLES, "NO_PROXY", "no_proxy")
 CA_NAMES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
@@ -47,7 +50,7 @@ _MEANINGS = (
         what="CDI device{what}", then="sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml")),
     (r"nvidia-container-cli: (?P<what>.*)", "the NVIDIA Container Toolkit failed: {what}. Check the driver with: nvidia-smi"),
     (r"no space left on device", "the engine's disk is full. Free some space (runner rm --unused, docker system prune)."),
-    (r"executable file not found|no such file or directory: unknown", "the image has no python. It must have one, and TensorFlow."),
+    (r"executable file not found|no such file or directory: unknown", "the image has no /bin/sh, so nothing can be run in it."),
 )  # fmt: skip
 
 
@@ -112,6 +115,7 @@ class Started:
         if self.refused() is not None:
             _remove(self.engine, self.container)
             (self.handover / "project.tar").unlink(missing_ok=True)
+            _remove_empty(self.directory)
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ def submit(run: Run) -> Started | Elsewhere:
     """Make the image, hand over the request, and start the container."""
     engine = engines.connect()
     _refuse_gpus_of_podman(engine, run)
+    _refuse_gpus_that_are_not_there(engine, run)
     user = _user(engine, run)
     with _made_volume(run.volume):
         _refuse_blind(engine, run.volume)
@@ -179,9 +184,14 @@ def submit(run: Run) -> Started | Elsewhere:
         return _start(engine, run, container(run, engine, image, handover, places, user), handover)
     except BaseException:
         handovers.discard(handover)
-        with contextlib.suppress(OSError):  # only where it is empty: it was made for this run
-            run.directory.rmdir()
+        _remove_empty(run.directory)
         raise
+
+
+def _remove_empty(directory: Path) -> None:
+    """Remove a run's directory that was made for a start that failed; one with anything in it stays."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def container(
@@ -203,7 +213,7 @@ def container(
     groups = [str(group) for group in os.getgroups()] if user[0] == os.getuid() != 0 else []
     return {
         "Image": image,
-        "Entrypoint": ["/bin/sh", "-c", 'exec "$(command -v python || command -v python3)" -E "$@"', "launch"],
+        "Entrypoint": ["/bin/sh", "-c", START, "launch.py"],
         "Cmd": [f"{HANDOVER}/launch.py", VOLUME, DATA if data else ""],
         "Env": [f"{name}={value}" for name, value in sorted(variables.items())],
         "User": f"{user[0]}:{user[1]}",
@@ -275,6 +285,30 @@ def _refuse_gpus_of_podman(engine: Engine, run: Run) -> None:
             f"--gpus {run.request['resources']['gpus']}: the engine at {engine.address} is Podman, whose Docker API takes "
             "requests for GPUs and gives none (containers/podman#22645). Use a Docker engine, or --on native."
         )
+
+
+def _refuse_gpus_that_are_not_there(engine: Engine, run: Run) -> None:
+    """Ask the engine for the GPUs with an image that has nothing in it, before one of gigabytes is made.
+
+    The engine looks for the devices first, and then for the program, which is not there.
+    """
+    devices = _devices(engine, int(run.request["resources"]["gpus"]))
+    if not devices:
+        return
+    api, name = engine.client.api, f"runner-probe:{run.request['submission']}"
+    try:
+        api.import_image_from_data(bytes(1024), repository=name)  # an archive's end, and nothing before it
+        made = api.create_container_from_config({"Image": name, "Cmd": ["/nothing"], "HostConfig": devices})["Id"]
+        try:
+            api.start(made)
+        finally:
+            _remove(engine, made)
+    except Exception as error:
+        if any(re.search(pattern, engines.explain(error)) for pattern, _ in _MEANINGS[:2]):
+            raise _failed(engine, error) from error
+    finally:
+        with contextlib.suppress(Exception):
+            api.remove_image(name, force=True)
 
 
 def _user(engine: Engine, run: Run) -> tuple[int, int]:
