@@ -26,6 +26,7 @@ class PrivateEngine:
         self.address = f"unix://{self.socket}"
         self.tcp = ""
         self.cgroup = f"/runner-tests-{os.getpid()}"
+        self.bridge = f"runner{os.getpid()}"
         self._words: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -34,11 +35,12 @@ class PrivateEngine:
         self.state.mkdir(exist_ok=True)
         settings = self.state / "daemon.json"
         settings.write_text(json.dumps({"features": {"cdi": True}, "cdi-spec-dirs": [str(cdi)]} if cdi else {}))
-        # No network: rules and bridges are the machine's, and not one's own.
+        # A bridge of its own: with "none", and with the default one, it would take the bridge of the machine's engine away.
+        self._make_bridge()
         words = [
             "dockerd", "--config-file", settings, "--data-root", self.data, "--exec-root", self.state / "run",
             "--pidfile", self.state / "pid", "--host", self.address, "--storage-driver", "overlay2",
-            "--bridge", "none", "--iptables=false", "--ip6tables=false",
+            "--bridge", self.bridge, "--iptables=false", "--ip6tables=false", "--ip-masq=false",
             "--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", self.cgroup,
         ]  # fmt: skip
         if tcp:
@@ -49,6 +51,11 @@ class PrivateEngine:
             words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", hide, hidden, *words]
         self._words = list(map(str, words))
         self.again()
+
+    def _make_bridge(self) -> None:
+        if not (Path("/sys/class/net") / self.bridge).exists():
+            subprocess.run(["ip", "link", "add", self.bridge, "type", "bridge"], check=True)
+            subprocess.run(["ip", "address", "add", "10.253.253.1/24", "dev", self.bridge], check=True)
 
     def again(self) -> None:
         """Start it as it was started before, after an end of whatever kind."""
@@ -109,6 +116,7 @@ class PrivateEngine:
             for container in self.docker("ps", "--all", "--quiet", check=False).split():
                 self.docker("rm", "--force", container, check=False)
         self.kill_everything()
+        subprocess.run(["ip", "link", "delete", self.bridge], check=False, capture_output=True)
         shutil.rmtree(self.state, ignore_errors=True)
         assert (self.processes(), self.mounts(), self.cgroups()) == ([], [], [])
 
