@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import http.server
-import io
 import os
 import re
 import shutil
@@ -16,13 +13,13 @@ import sys
 import textwrap
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from conftest import need
+from wheels import build_wheel, lock_of
 
 from runner import cleaning, environments, resources, virtualenvs
 from runner.errors import EnvironmentFailed
@@ -37,25 +34,6 @@ print(made.path, made.created)
 """
 
 
-def build_wheel() -> bytes:
-    """Return a wheel of a package `small` with one module and one program."""
-    files = {
-        "small.py": "def main():\n    print('small works')\n",
-        "small-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: small\nVersion: 1.0\n",
-        "small-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "small-1.0.dist-info/entry_points.txt": "[console_scripts]\nsmall = small:main\n",
-    }
-    record = "small-1.0.dist-info/RECORD,,\n"
-    for name, text in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
-        record += f"{name},sha256={digest},{len(text)}\n"
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for name, text in {**files, "small-1.0.dist-info/RECORD": record}.items():
-            archive.writestr(zipfile.ZipInfo(name), text)  # dated 1980, so that the wheel's hash stays
-    return content.getvalue()
-
-
 @dataclass
 class Index:
     """A package index on the loopback; while `closed`, it takes requests for the wheel and does not answer."""
@@ -67,7 +45,7 @@ class Index:
 
     @property
     def lock(self) -> str:
-        return f"small==1.0 \\\n    --hash=sha256:{hashlib.sha256(self.wheel).hexdigest()}\n"
+        return lock_of(self.wheel)
 
     def wait_for(self, path: str) -> None:
         end = time.monotonic() + 30
