@@ -120,6 +120,34 @@ def _places(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     return [plan.place_of(given)] if given else runs.places(configured)
 
 
+def _find(name: str | None, places: list[Path], backend: str | None) -> Found:
+    """Return the run of this name; where no volume that is remembered has it, one that a backend knows of may."""
+    from runner import runs
+    from runner.errors import UsageError
+
+    try:
+        return runs.find(name, places, backend)
+    except UsageError:
+        more = _further(places, backend)
+        if not more:
+            raise
+        return runs.find(name, [*places, *more], backend)
+
+
+def _further(places: list[Path], backend: str | None) -> list[Path]:
+    """Return the volumes that backends know of and we do not, unless the user has named one; say which did not answer."""
+    from click.core import ParameterSource
+
+    from runner import backends
+
+    if click.get_current_context().get_parameter_source("places") is not ParameterSource.DEFAULT:
+        return []
+    found, silent = backends.volumes(places, backend)
+    for sentence in silent:
+        click.echo(sentence, err=True)
+    return found
+
+
 def _backend(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     from runner import backends
 
@@ -234,7 +262,7 @@ def ps(places: list[Path], backend: str | None, as_json: bool) -> None:
     """List the runs, the newest first."""
     from runner import listing
 
-    listing.show_runs(places, backend, as_json)
+    listing.show_runs([*places, *_further(places, backend)], backend, as_json)
 
 
 @cli.command()
@@ -243,9 +271,9 @@ def ps(places: list[Path], backend: str | None, as_json: bool) -> None:
 @_json
 def status(name: str | None, places: list[Path], backend: str | None, as_json: bool) -> None:
     """Say in one sentence what a run does, why it ended, and what it would continue from."""
-    from runner import listing, runs
+    from runner import listing
 
-    listing.show_status(runs.find(name, places, backend), as_json)
+    listing.show_status(_find(name, places, backend), as_json)
 
 
 @cli.command()
@@ -254,9 +282,9 @@ def status(name: str | None, places: list[Path], backend: str | None, as_json: b
 @_where
 def logs(name: str | None, follow: bool, places: list[Path], backend: str | None) -> None:
     """Print what a run has printed, over all its attempts."""
-    from runner import attached, runs
+    from runner import attached
 
-    attached.show_logs(runs.find(name, places, backend), follow)
+    attached.show_logs(_find(name, places, backend), follow)
 
 
 @cli.command()
@@ -275,9 +303,9 @@ def stop(name: str | None, places: list[Path], backend: str | None, yes: bool) -
 @_where
 def wait(names: tuple[str, ...], places: list[Path], backend: str | None) -> int:
     """Wait until runs have ended; return the code of the first that did not succeed."""
-    from runner import attached, runs
+    from runner import attached
 
-    return attached.wait([runs.find(name, places, backend) for name in names])
+    return attached.wait([_find(name, places, backend) for name in names])
 
 
 @cli.command()
@@ -290,9 +318,9 @@ def pull(
     name: str | None, target: Path | None, follow: bool, everything: bool, places: list[Path], backend: str | None
 ) -> None:
     """Copy the results of a run here: model, report, metrics, TensorBoard files, logs, what it wrote."""
-    from runner import pulling, runs
+    from runner import pulling
 
-    pulling.pull(runs.find(name, places, backend), target, follow=follow, everything=everything)
+    pulling.pull(_find(name, places, backend), target, follow=follow, everything=everything)
 
 
 @cli.command()
@@ -397,9 +425,9 @@ def _asked(options: dict[str, Any]) -> Asked:
 
 def _chosen(name: str | None, places: list[Path], backend: str | None, yes: bool, verb: str) -> Found:
     """Return the run that was named; without a name the newest, after asking."""
-    from runner import runs, terminal
+    from runner import terminal
 
-    found = runs.find(name, places, backend)
+    found = _find(name, places, backend)
     if name is None and not yes:
         refusal = f"which run? The newest is {found.name}; give its name, or --yes."
         terminal.confirm(f"{verb} {found.name}, the newest?", refusal)

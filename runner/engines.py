@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from runner.errors import EngineFailed
 
 OLDEST = (20, 10)  # the first with all that a run's container asks for
+SOCKET = Path("/var/run/docker.sock")
 PATIENCE = 60  # seconds for an answer
 QUICK = 2  # where several backends are asked for a listing
 _WITHOUT = "Without Docker: --on native."
@@ -27,6 +30,13 @@ class Engine:
     remapped: bool  # uids in containers are others outside, unless a container asks for the host's
     cdi: bool
     architecture: str
+
+
+def configured() -> bool:
+    """Return whether there may be an engine here; it is asked only where one is likely, since the SDK is slow to import."""
+    named = os.environ.get("DOCKER_HOST") or os.environ.get("DOCKER_CONTEXT")
+    likely = bool(named) or SOCKET.exists() or (Path.home() / ".docker" / "config.json").exists()
+    return likely and importlib.util.find_spec("docker") is not None
 
 
 def connect(patience: float = PATIENCE) -> Engine:
@@ -86,7 +96,7 @@ def _address() -> str:
         raise EngineFailed(f"the Docker context {name or 'in use'} cannot be read: {error}") from error
     if context is None:
         raise EngineFailed(f"there is no Docker context {name or 'in use'}. List them with: docker context ls")
-    return str(context.Host or "unix:///var/run/docker.sock").replace("http+unix://", "unix://")
+    return str(context.Host or f"unix://{SOCKET}").replace("http+unix://", "unix://")
 
 
 def _why(error: BaseException, address: str) -> str:

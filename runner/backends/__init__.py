@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol, cast
 
-from runner.errors import unknown
+from runner.errors import RunnerError, unknown
 from runner.runs import Found
 from runner.specs import Run
 
@@ -61,3 +61,15 @@ def get(name: str) -> Backend:
     """Return the backend of this name."""
     check(name)
     return cast(Backend, importlib.import_module(BACKENDS[name]))
+
+
+def volumes(known: Sequence[Path], backend: str | None = None) -> tuple[list[Path], list[str]]:
+    """Return the volumes beyond those known on which backends know of runs, and what to say of those that do not answer."""
+    found, silent = [], []
+    for name in [backend] if backend else BACKENDS:
+        try:
+            found += get(name).volumes()
+        except RunnerError as error:
+            silent.append(f"{name} was not asked: {error}")
+    seen = {path.resolve() for path in known}
+    return [path for path in found if path.resolve() not in seen and path.is_dir()], silent

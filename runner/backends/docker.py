@@ -113,7 +113,8 @@ class Started:
 
     def clean(self) -> None:
         if self.refused() is not None:
-            _remove(self.engine, self.container)
+            with contextlib.suppress(EngineFailed, OSError):  # the engine is away: the next attempt makes way
+                _remove(self.engine, self.container)
             (self.handover / "project.tar").unlink(missing_ok=True)
             _remove_empty(self.directory)
 
@@ -570,7 +571,9 @@ def _of(engine: Engine, run: Found, ended: bool = False) -> list[str]:
 
 
 def volumes() -> list[Path]:
-    """Return the volumes of all containers of the runner."""
+    """Return the volumes of all containers of the runner; none where no engine is set up."""
+    if not engines.configured():
+        return []
     found = engines.connect(engines.QUICK).client.api.containers(all=True, filters={"label": "runner.volume"})
     return list(dict.fromkeys(Path(one["Labels"]["runner.volume"]) for one in found))
 
