@@ -12,7 +12,9 @@ What it returns is final for the submission:
 """
 
 import contextlib
+import ctypes
 import errno
+import glob
 import json
 import os
 import platform
@@ -22,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import time
 
@@ -54,6 +57,10 @@ from run_directory import (
 
 RESERVE, RESERVED = ".reserve", 32768  # a file that only takes up space, and its bytes
 GRACE = float(os.environ.get("RUNNER_GRACE", "110"))  # seconds from SIGTERM to SIGKILL; backends give 120
+LOOK = "--look-for-gpus"  # this file, called with it, says which GPUs there are
+LOOKING = 60.0  # seconds that a driver has for that: without its persistence mode it starts each GPU anew
+# Where machines have their driver that tell it to programs by LD_LIBRARY_PATH alone: notebook hosts, clusters, WSL, NixOS.
+DRIVERS = ("/usr/lib64-nvidia", "/usr/local/nvidia/lib64", "/usr/lib/wsl/lib", "/run/opengl-driver/lib")
 HANDING_OVER = 60.0  # seconds after which whoever was to write on the standard input is taken for dead
 MARK = "@runner "  # starts a log line that is meant for programs
 
@@ -159,12 +166,90 @@ def _keep(path):
     os.replace(path, _free(aside) if os.path.lexists(aside) else aside)
 
 
+def _append(variables, name, separator, values):
+    """Add values to a variable, after those that it was given."""
+    joined = separator.join(filter(None, [variables.get(name)] + values))
+    if joined:
+        variables[name] = joined
+
+
+def _count(number, one, many):
+    return "%d %s" % (number, one if number == 1 else many)
+
+
 def _free(path):
     """Return the first of PATH.1, PATH.2, ... that there is not."""
     number = 1
     while os.path.lexists("%s.%d" % (path, number)):
         number += 1
     return "%s.%d" % (path, number)
+
+
+# ---------------------------------------------------------------- GPUs
+
+
+def look_for_gpus(backend, *libraries):
+    """Print {"names": of the GPUs that TensorFlow could use, "problem": why it could use none}.
+
+    In a process of its own, with the job's variables: so it meets what the job would, and leaves nothing open on a GPU.
+    """
+    names, problem = [], None
+    native = backend == "native"
+    no_driver = "Install NVIDIA's driver" if native else "It is NVIDIA's driver, which its container toolkit brings in"
+    damaged = "%s is damaged: remove it, and it is made anew" % (sys.prefix if native else "The image")
+    try:
+        driver = _load("libcuda.so.1", no_driver)
+        for name in libraries:
+            _load(name, damaged)
+        _start(driver, libraries)
+        names = list(_names(driver))
+    except _Unusable as error:
+        problem = str(error)
+    print(json.dumps({"names": names, "problem": problem}))
+
+
+class _Unusable(Exception):
+    pass
+
+
+def _load(name, remedy):
+    try:
+        return ctypes.CDLL(name)
+    except OSError as error:  # the loader names the file, also where it is one that this library needs
+        raise _Unusable("%s cannot be loaded (%s). %s" % (name, error, remedy)) from error
+
+
+def _start(driver, libraries):
+    """Start the driver, and compare the CUDA that it knows with the one that the libraries are of."""
+    known = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(known))
+    wanted = [int(match.group(1)) for match in (re.match(r"libcudart\.so\.(\d+)", name) for name in libraries) if match]
+    if wanted and known.value // 1000 < wanted[0]:
+        words = "NVIDIA's driver is too old: it knows CUDA up to %d.%d, and TensorFlow needs %d here. Install a newer driver"
+        raise _Unusable(words % (known.value // 1000, known.value % 1000 // 10, wanted[0]))
+    code = driver.cuInit(0)
+    if code == 100:
+        raise _Unusable("no GPU is visible. `nvidia-smi` shows those of the machine")
+    if code:
+        raise _Unusable(
+            "NVIDIA's driver does not start: cuInit gave %d%s. See `nvidia-smi`" % (code, _cuda_name(driver, code))
+        )
+
+
+def _cuda_name(driver, code):
+    name = ctypes.c_char_p()
+    with contextlib.suppress(AttributeError):
+        driver.cuGetErrorName(code, ctypes.byref(name))
+    return " (%s)" % name.value.decode() if name.value else ""
+
+
+def _names(driver):
+    count = ctypes.c_int()
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    for number in range(count.value):
+        name = ctypes.create_string_buffer(100)
+        driver.cuDeviceGetName(name, len(name), number)  # a device's handle is its number
+        yield name.value.decode("utf-8", "replace")
 
 
 # ---------------------------------------------------------------- the launcher
@@ -180,6 +265,7 @@ class Launcher:
         self.backend = self.request["backend"]
         self.lock = Lock(self.directory, self.backend)
         self.record = {}
+        self.devices = "cpu"  # or the names of the GPUs
         self.handed = {}  # variables for the job that stand in no file: secrets, and a container's proxies
         self.notes = []  # events from before there is a log
         self.settled = None  # the exit code, where it is known without another attempt
@@ -193,6 +279,9 @@ class Launcher:
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, self._on_int)
         self._take_variables()
+        self._check_image()
+        if self.request["resources"].get("gpus"):
+            self._find_gpus(self.request["resources"]["gpus"])
         if self.told_to_stop:
             return INTERRUPTED
         self._make_directory()
@@ -236,6 +325,66 @@ class Launcher:
                     break
                 line += chunk
         return line
+
+    def _check_image(self):
+        """Refuse an image of the user's own in which the job's Python does not find TensorFlow."""
+        look = "import importlib.util, sys; sys.exit(3 if importlib.util.find_spec('tensorflow') is None else 0)"
+        image = self.request.get("image")
+        if image and subprocess.call([sys.executable, "-c", look], env=self.variables(), stdin=subprocess.DEVNULL) == 3:
+            raise Refusal(
+                UNUSABLE,
+                "the image %s has no TensorFlow for its Python %s (%s). Give one that has it, or an environment with -E"
+                % (image, platform.python_version(), sys.executable),
+            )
+
+    def _find_gpus(self, wanted):
+        """Refuse to start where the GPUs that were asked for cannot be used; note their names."""
+        try:
+            found = subprocess.run(
+                [sys.executable, "-E", os.path.abspath(__file__), LOOK, self.backend] + self.request.get("libraries", []),
+                env=self.variables(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=LOOKING,
+            )  # fmt: skip
+            said = json.loads(found.stdout.decode())
+        except subprocess.TimeoutExpired:
+            said = {"problem": "NVIDIA's driver has not answered for %d s. See `nvidia-smi`" % LOOKING}
+        except ValueError:
+            words = found.stderr.decode("utf-8", "replace").strip().splitlines()
+            how = words[-1] if words else _ending(found.returncode)
+            said = {"problem": "the look at NVIDIA's driver failed: %s. See `nvidia-smi`" % how}
+        if not said["problem"] and len(said["names"]) < wanted:
+            said["problem"] = "%s visible, and %d were asked for" % (
+                _count(len(said["names"]), "GPU is", "GPUs are"),
+                wanted,
+            )
+        if said["problem"]:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            limit = "" if visible is None else " (CUDA_VISIBLE_DEVICES is %r)" % visible
+            raise Refusal(UNUSABLE, "the GPUs cannot be used: %s%s." % (said["problem"], limit))
+        self.devices = said["names"]
+
+    def variables(self):
+        """Return the variables of the job that do not depend on the attempt: where it finds programs and libraries."""
+        tools, gpus = [os.path.dirname(sys.executable)], self.request["resources"].get("gpus")
+        variables = dict(os.environ)
+        if gpus or self.request.get("libraries"):
+            nvidia = os.path.join(sysconfig.get_paths()["purelib"], "nvidia")
+            folders = (
+                glob.glob(os.path.join(nvidia, "*", "lib")) if self.backend == "native" else []
+            )  # images: ldconfig
+            folders += [folder for folder in DRIVERS if os.path.exists(os.path.join(folder, "libcuda.so.1"))]
+            _append(variables, "LD_LIBRARY_PATH", os.pathsep, folders)
+            compiler = os.path.join(nvidia, "cuda_nvcc")
+            if os.path.isdir(compiler):
+                tools.append(os.path.join(compiler, "bin"))
+                _append(variables, "XLA_FLAGS", " ", ["--xla_gpu_cuda_data_dir=" + compiler])
+        if gpus and self.backend == "native":
+            visible = variables.get("CUDA_VISIBLE_DEVICES")
+            chosen = [str(number) for number in range(gpus)] if visible is None else visible.split(",")
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(chosen[:gpus])
+        elif not gpus and self.request.get("hide_gpus"):
+            variables["CUDA_VISIBLE_DEVICES"] = "-1"
+        variables["PATH"] = os.pathsep.join(tools + [variables.get("PATH", os.defpath)])
+        return variables
 
     def _make_directory(self):
         try:
@@ -420,7 +569,7 @@ class Launcher:
             self._inexact("nothing is claimed on GPUs")
         self.record["exact"] = not self.record.get("reasons")
         self.record["versions"] = {"python": platform.python_version(), "tensorflow": self.request.get("tensorflow")}
-        self.record["devices"] = self.request["resources"].get("gpus") or "cpu"
+        self.record["devices"] = self.devices
 
     def _inexact(self, reason):
         reasons = self.record.setdefault("reasons", [])
@@ -564,7 +713,7 @@ class Attempt:
         working = self.launcher._work_folder()
         parent = os.getpid()
         return subprocess.Popen(
-            [program or command[0], *command[1:]], cwd=working, env=environment, stdin=subprocess.DEVNULL,
+            [program or command[0]] + command[1:], cwd=working, env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, close_fds=True,
             preexec_fn=lambda: _tie_to_parent(parent),
         )  # fmt: skip
@@ -580,11 +729,9 @@ class Attempt:
         run, threads = self.request, str(self.record["threads"])
         parameters = self._path("parameters.json")
         write_json(parameters, run["parameters"])
-        tools = os.path.dirname(sys.executable)
         library = os.path.join(self.launcher.handover, "lib")
         variables = dict(
-            os.environ,
-            PATH=tools + os.pathsep + os.environ.get("PATH", os.defpath),
+            self.launcher.variables(),
             PYTHONPATH=os.pathsep.join(part for part in (library, os.environ.get("PYTHONPATH")) if part),
             PYTHONUNBUFFERED="1",
             TF_NUM_INTRAOP_THREADS=threads, TF_NUM_INTEROP_THREADS=threads, OMP_NUM_THREADS=threads,
@@ -709,7 +856,7 @@ class Attempt:
             if short:
                 return "was killed for want of memory (%s)" % short
             return "was killed by signal 9 (SIGKILL), as the kernel does when memory is short"
-        how = "was killed by signal %d (%s)" % (-code, _signal_name(-code)) if code < 0 else "ended with %d" % code
+        how = _ending(code)
         if short and code != 0 and self.launcher.backend != "native":  # a container has only processes of this job
             how += ", after a process of it was killed for want of memory (%s)" % short
         return how
@@ -723,6 +870,10 @@ class Attempt:
         return "OOM; the limit is %s" % _size(limit) if limit else "OOM; the machine had no more"
 
 
+def _ending(code):
+    return "was killed by signal %d (%s)" % (-code, _signal_name(-code)) if code < 0 else "ended with %d" % code
+
+
 def _signal_name(number):
     try:
         return signal.Signals(number).name
@@ -734,8 +885,6 @@ def _tie_to_parent(parent):
     """In the child: a process group of its own, and death with the launcher where the system can do that."""
     os.setpgid(0, 0)
     if sys.platform.startswith("linux"):
-        import ctypes
-
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it died before we asked
             os._exit(1)
@@ -890,4 +1039,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(look_for_gpus(*sys.argv[2:]) if sys.argv[1] == LOOK else main(sys.argv))
