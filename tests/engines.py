@@ -90,7 +90,9 @@ class PrivateEngine:
 
     def kill(self) -> None:
         """Kill dockerd; its containerd goes with it, and the containers go on."""
+        containerd = Path("/proc", (self.state / "run/containerd/containerd.pid").read_text())
         self._end(signal.SIGKILL)
+        until(lambda: not containerd.exists(), what="containerd's end")  # else the next dockerd takes it for its own
 
     def kill_everything(self) -> None:
         """Kill it with all containers at once, and leave what a power cut leaves: the files below its data."""
