@@ -1,6 +1,6 @@
 """Starts a job, watches it, retries it, and writes down what happened: the same small supervisor in all backends.
 
-Runs inside the environment (Python 3.7 to 3.13, standard library only): `python launch.py VOLUME [DATA]`. The folder that
+Runs inside the environment (Python 3.6 to 3.13, standard library only): `python launch.py VOLUME [DATA]`. The folder that
 holds this file is the hand-over of one submission: run_directory.py, request.json, project.tar, runner.lock, and
 lib/runner_checkpoint.py. Only this process and its child write in the run's directory `VOLUME/<run>`.
 
@@ -27,6 +27,13 @@ import sys
 import sysconfig
 import tarfile
 import time
+
+if sys.version_info < (3, 6):  # in an image of the user's own; what is below must at least compile there, on 2.7 too
+    sys.stderr.write(
+        "launch.py: Python %d.%d (%s) is too old: 3.6 or newer is needed.\n"
+        % (sys.version_info[:2] + (sys.executable,))
+    )
+    sys.exit(78)
 
 from run_directory import (
     CRASHED,
@@ -216,7 +223,8 @@ def _load(name, remedy):
     try:
         return ctypes.CDLL(name)
     except OSError as error:  # the loader names the file, also where it is one that this library needs
-        raise _Unusable("%s cannot be loaded (%s). %s" % (name, error, remedy)) from error
+        problem = error
+    raise _Unusable("%s cannot be loaded (%s). %s" % (name, problem, remedy))
 
 
 def _start(driver, libraries):
@@ -394,8 +402,10 @@ class Launcher:
                 file.write("x")
             with contextlib.suppress(FileNotFoundError):  # of the same process number, on another machine
                 os.unlink(probe)
+            return
         except OSError as error:
-            raise Refusal(UNUSABLE, "the volume %s cannot be written: %s" % (self.volume, error.strerror)) from error
+            problem = error.strerror
+        raise Refusal(UNUSABLE, "the volume %s cannot be written: %s" % (self.volume, problem))
 
     def _clear_the_way(self):
         """Close the books on an attempt whose launcher was killed, and make sure that none of its processes is left."""
@@ -1028,13 +1038,11 @@ def main(argv):
     try:
         return Launcher(handover, volume, data).run()
     except Refusal as refusal:
-        print("launch.py: %s" % refusal, file=sys.stderr, flush=True)
+        sys.stderr.write("launch.py: %s\n" % refusal)
         return refusal.code
     except OSError as error:  # before or between attempts: full, or gone
         where = " (%s)" % error.filename if error.filename else ""
-        print(
-            "launch.py: the volume %s cannot be used: %s%s" % (volume, error.strerror or error, where), file=sys.stderr
-        )
+        sys.stderr.write("launch.py: the volume %s cannot be used: %s%s\n" % (volume, error.strerror or error, where))
         return UNUSABLE
 
 

@@ -1,7 +1,7 @@
 """What a run's directory says, read with the same code inside (launch.py) and outside (the runner).
 
 Its JSON files, which files are checkpoints, who holds its lock, how a request differs from the one it began with, and the
-one sentence about it. Python 3.7 to 3.13, standard library only: it travels with launch.py.
+one sentence about it. Python 3.6 to 3.13, standard library only: it travels with launch.py.
 """
 
 import contextlib

@@ -629,3 +629,60 @@ def test_launch_py_works_on_python_3_7(cli, project):
     cli.run(JOBS / "counter", "-E", "tf0.7-cpu", "-P", "steps=5", fault="crash", at=2, times=1)
     assert cli.only().record["versions"]["python"].startswith("3.7.")
     assert len(cli.only().record["attempts"]) == 2
+
+
+# ---------------------------------------------------------------- an image of the user's own
+
+
+def in_an_image(cli: Cli) -> Path:
+    """Return the hand-over of a counter that a native attempt has begun and that goes on in an image."""
+    cli.run("counter", "--retries", "0", fault="crash", at=2, times=1, code=70)
+    edit(
+        handover(cli) / "request.json",
+        backend="docker",
+        image="example.org/mine:1",
+        submission="in-an-image",
+        retries=2,
+    )
+    edit(cli.only().directory / "request.json", image="example.org/mine:1")
+    return handover(cli)
+
+
+def test_an_image_without_tensorflow_is_refused_by_its_name(cli):
+    refused = launch(cli, in_an_image(cli))
+    _, errors = refused.communicate(timeout=20)
+    assert refused.returncode == 78
+    assert "the image example.org/mine:1 has no TensorFlow for its Python 3." in errors
+    assert len(cli.only().record["attempts"]) == 1
+
+
+def test_an_image_with_tensorflow_is_accepted_and_it_is_not_imported(cli, tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('it was imported')")
+    accepted = launch(cli, in_an_image(cli), PYTHONPATH=str(tmp_path))
+    _, errors = accepted.communicate(timeout=20)
+    assert (accepted.returncode, errors) == (0, "")
+
+
+def test_an_image_may_have_python_3_6(cli, tmp_path):
+    found = interpreters.Search().local(["3.6"])
+    need("Python 3.6", found is not None, "install it with: pyenv install 3.6")
+    (tmp_path / "tensorflow.py").touch()
+    folder = in_an_image(cli)
+    variables = {**cli.env, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [found.path, "-E", folder / "launch.py", cli.volume], env=variables, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert cli.only().record["versions"]["python"].startswith("3.6.")
+
+
+def test_an_image_with_an_older_python_is_refused_in_words(cli):
+    candidates = [
+        shutil.which("python2.7"),
+        *Path.home().glob(".pyenv/versions/2.7.*/bin/python"),
+    ]  # the first may be a shim
+    found = next((path for path in candidates if path and subprocess.run([path, "-c", ""]).returncode == 0), None)
+    need("Python 2.7", found is not None, "install it with: pyenv install 2.7")
+    done = subprocess.run([found, "-E", JOBS.parent.parent / "jobs" / "launch.py", "/"], capture_output=True, text=True)
+    said = f"launch.py: Python 2.7 ({found}) is too old: 3.6 or newer is needed.\n"
+    assert (done.returncode, done.stderr) == (78, said)
