@@ -50,15 +50,21 @@ class PrivateEngine:
             hide = 'mount -t tmpfs none "$0" && exec "$@"'
             words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", hide, hidden, *words]
         self._words = list(map(str, words))
-        self.again()
+        need("dockerd", self._begin(), f"it ended at once: {self.log.read_text()[-1000:]}")
 
     def _make_bridge(self) -> None:
-        if not (Path("/sys/class/net") / self.bridge).exists():
+        if not self._bridged():
             subprocess.run(["ip", "link", "add", self.bridge, "type", "bridge"], check=True)
             subprocess.run(["ip", "address", "add", "10.253.253.1/24", "dev", self.bridge], check=True)
 
+    def _bridged(self) -> bool:
+        return Path("/sys/class/net", self.bridge).exists()
+
     def again(self) -> None:
         """Start it as it was started before, after an end of whatever kind."""
+        assert self._begin(), self.log.read_text()[-2000:]
+
+    def _begin(self) -> bool:
         assert self._process is None
         self.socket.unlink(missing_ok=True)
         with self.log.open("ab") as log:
@@ -66,7 +72,7 @@ class PrivateEngine:
                 self._words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         until(lambda: self._answers() or self._over(), 60, "the engine's answer")
-        need("dockerd", not self._over(), f"it ended at once: {self.log.read_text()[-1000:]}")
+        return not self._over()
 
     def docker(self, *words: str | Path, check: bool = True) -> str:
         """Run the docker command on it, and return what it prints."""
@@ -120,7 +126,7 @@ class PrivateEngine:
         self.kill_everything()
         subprocess.run(["ip", "link", "delete", self.bridge], check=False, capture_output=True)
         shutil.rmtree(self.state, ignore_errors=True)
-        assert (self.processes(), self.mounts(), self.cgroups()) == ([], [], [])
+        assert (self.processes(), self.mounts(), self.cgroups(), self._bridged()) == ([], [], [], False)
 
     def processes(self) -> list[int]:
         """Return its processes: dockerd and containerd, the shims, and all that goes on in the containers."""
