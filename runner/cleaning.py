@@ -8,13 +8,15 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from runner import (
     backends,
     datasets,
+    engines,
     environments,
     handovers,
     proof,
@@ -24,7 +26,7 @@ from runner import (
     terminal,
     virtualenvs,
 )
-from runner.errors import RunnerError, UsageError
+from runner.errors import EngineFailed, RunnerError, UsageError
 from runner.listing import folder_size
 
 REMOVED = ".runner/removed"  # on a volume: what is being deleted
@@ -39,6 +41,7 @@ class Waste:
     bytes: int
     used: float  # when it was last needed
     parts: tuple[Path, ...] = ()  # where only these folders in it are waste
+    discard: Callable[[], None] | None = None  # where it is no folder
 
 
 def remove_run(run: runs.Found, files: bool) -> None:
@@ -46,7 +49,10 @@ def remove_run(run: runs.Found, files: bool) -> None:
     if run.going:
         raise UsageError(f"{run.name} is going. Stop it first: {runs.command('stop', run)}")
     for name in run.backends:
-        backends.get(name).remove(run)
+        try:
+            backends.get(name).remove(run)
+        except EngineFailed as error:  # an engine that is gone for good must not keep its runs here
+            print(f"what {name} may keep of {run.name} was not removed: {error}", file=sys.stderr)
     if not files:
         print(f"{run.name} is removed; its directory stays (--files removes it): {run.directory}", file=sys.stderr)
         return
@@ -121,7 +127,9 @@ def _unused(places: list[Path], backend: str | None) -> Iterator[Waste]:
     # Whatever is to be cleaned: a run on any volume that is known, and one that is going on any other, has needs.
     everywhere = runs.on_volumes(list(dict.fromkeys([*places, *runs.places()])))
     requests = [run.request for run in everywhere if not _is_waste(run)] + handovers.requests_in_use()
-    yield from _unused_environments({str(request.get("lock")) for request in requests})
+    locks = {str(request.get("lock")) for request in requests}
+    yield from _unused_environments(locks)
+    yield from _unused_on_engine(locks)
     yield from _unused_data([request.get("data") or {} for request in requests])
     yield from _unused_bytecode()
     for folder in resources.cache("submissions").glob("*"):
@@ -150,6 +158,30 @@ def _unused_environments(needed: set[str]) -> Iterator[Waste]:
         if made.lock_hash not in needed:
             why = "environment that no run needs" if made.lock_hash in rows else "environment of a lock that is no more"
             yield Waste(path=made.path, why=why, bytes=made.bytes, used=made.last_used)
+
+
+def _unused_on_engine(needed: set[str]) -> Iterator[Waste]:
+    """Give the containers that have ended and the images that no run needs; an engine that does not answer is left alone."""
+    if not engines.configured():
+        return
+    from runner import images
+    from runner.backends import docker
+
+    try:
+        engine = engines.connect(engines.QUICK)
+        for one in docker.ended(engine):
+            yield Waste(
+                path=Path(one.name), why="container that has ended", bytes=0, used=one.used,
+                discard=partial(docker.discard, engine, one.id),
+            )  # fmt: skip
+        for image in images.made(engine):
+            if image.labels.get("runner.lock") not in needed:
+                yield Waste(
+                    path=Path(image.reference), why="image that no run needs", bytes=image.bytes, used=image.used,
+                    discard=partial(images.remove, engine, image.id),
+                )  # fmt: skip
+    except EngineFailed as error:
+        print(f"docker was not asked: {error}", file=sys.stderr)
 
 
 def _unused_data(needed: list[Mapping[str, Mapping[str, str]]]) -> Iterator[Waste]:
@@ -183,7 +215,9 @@ def _folder(path: Path, why: str) -> Waste:
 
 
 def _remove(waste: Waste) -> None:
-    if waste.parts:
+    if waste.discard:
+        waste.discard()
+    elif waste.parts:
         for path in waste.parts:
             shutil.rmtree(path, ignore_errors=True)
     elif waste.path.parent == resources.cache("environments"):

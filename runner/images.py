@@ -5,6 +5,7 @@ BuildKit makes them, which only the command line `docker buildx` can ask for; al
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ _NO_BUILDX = (
     "and docker-buildx-plugin of Docker, docker-cli and docker-buildx of Debian, docker.io and docker-buildx of Ubuntu "
     "(https://docs.docker.com/go/buildx/). Without Docker: --on native."
 )
+_NO_CONTEXTS = ("20.", "22.")  # the Dockerfile frontends that know one build context only
 _LOOPBACK = re.compile(r"(localhost|127\.[\d.]+|\[?::1\]?)$")
 
 # What buildx says went wrong, told by the first pattern that matches; what packages.explain knows comes after these.
@@ -97,6 +99,7 @@ class Made(NamedTuple):
     reference: str
     id: str
     bytes: int
+    used: float  # when it was made: an engine does not know when it was used
     labels: dict[str, str]
 
 
@@ -191,8 +194,8 @@ def build(
 ) -> None:
     """Make the images of some environments, or of all, and say what was done; `push` is the registry to send them to."""
     rows = list(environments.load().values()) if everything else [environments.find(name) for name in names]
-    registry = _registry(push) if push else None
-    wanted = _platform(platform or (PLATFORMS[0] if push else None))
+    registry = None if push is None else _registry(push)
+    wanted = _platform(platform or (None if push is None else PLATFORMS[0]))
     bases = {row.name: base_image(row.pythons[0], template) for row in rows}
     engine = engines.connect()
     other = "" if wanted is None or wanted == f"linux/{engine.architecture}" else wanted
@@ -220,8 +223,21 @@ def made(engine: Engine) -> list[Made]:
         names = [tag for tag in image.get("RepoTags") or () if tag != "<none>:<none>"]
         own = sorted((tag for tag in names if tag.startswith(f"{REPOSITORY}:")), key=len)
         name = own[-1] if own else (names or [image["Id"]])[0]
-        found.append(Made(name, image["Id"], int(image["Size"]), dict(image.get("Labels") or {})))
+        found.append(
+            Made(name, image["Id"], int(image["Size"]), float(image["Created"]), dict(image.get("Labels") or {}))
+        )
     return found
+
+
+def remove(engine: Engine, image: str) -> None:
+    """Remove an image with all its names; one that a container uses stays."""
+    import docker
+
+    try:
+        engine.client.api.remove_image(image, force=True)
+    except docker.errors.APIError as error:
+        if error.status_code not in (404, 409):
+            raise EngineFailed(f"the image could not be removed: {engines.explain(error)}.") from error
 
 
 def _device(name: str) -> str:
@@ -285,7 +301,7 @@ def _make(engine: Engine, recipe: Recipe, registry: str | None = None) -> None:
     with locks.held(resources.cache("images", f"{recipe.tag}.lock"), f"image {recipe.name}"):
         if _there(engine, recipe.reference) or (registry and _fetched(engine, recipe, registry)):
             return
-        _refuse_without_buildx()
+        _refuse_without_buildx(engine)
         with terminal.ProgressLine() as line:
             if not line.active:
                 print(f"making the image {recipe.name} (once)", file=sys.stderr, flush=True)
@@ -298,7 +314,12 @@ def _refuse_without_docker() -> None:
         raise EngineFailed(_NO_BUILDX.format(lacking="there is no `docker` on PATH"))
 
 
-def _refuse_without_buildx() -> None:
+def _refuse_without_buildx(engine: Engine) -> None:
+    if not engine.podman and engine.version.startswith(_NO_CONTEXTS):
+        raise EngineFailed(
+            f"the Docker engine at {engine.address} is version {engine.version}, which runs images, but cannot make them "
+            "(23.0 can). Bring it up to date, or take images from a registry (RUNNER_REGISTRY)."
+        )
     try:
         process.call(["docker", "buildx", "version"])
     except CommandFailed as failure:
@@ -307,11 +328,12 @@ def _refuse_without_buildx() -> None:
 
 def _build(engine: Engine, recipe: Recipe, digest: str | None, line: terminal.ProgressLine) -> None:
     index = _index_settings()
-    with _context(recipe, _uv(engine, recipe, line)) as context:
+    command = _command(engine, recipe, digest, index, _uv(engine, recipe, line))
+    with _context(recipe) as context:
         steps = _Steps(f"image {recipe.name}", line)
         try:
             process.stream(
-                _command(engine, recipe, digest, index),
+                command,
                 steps.heard,
                 env={**os.environ, "RUNNER_INDEX": _as_shell(index), "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"},
                 stdin=context,
@@ -321,8 +343,8 @@ def _build(engine: Engine, recipe: Recipe, digest: str | None, line: terminal.Pr
             raise EnvironmentFailed(_why(engine, recipe, steps, failure.output)) from failure
 
 
-def _command(engine: Engine, recipe: Recipe, digest: str | None, index: Mapping[str, str]) -> list[str]:
-    """Return the command line; the Dockerfile, the lock and uv come in on its standard input."""
+def _command(engine: Engine, recipe: Recipe, digest: str | None, index: Mapping[str, str], uv: Path) -> list[str]:
+    """Return the command line; the Dockerfile and the lock come in on its standard input."""
     secrets = {"index": "env=RUNNER_INDEX"}
     bundle, netrc = packages.ca_bundle(), Path.home() / ".netrc"
     if bundle:
@@ -332,7 +354,7 @@ def _command(engine: Engine, recipe: Recipe, digest: str | None, index: Mapping[
     arguments = {"BASE": recipe.base, "PYTHON": recipe.python}
     return [
         "docker", "buildx", "build", *_builder(), "--load", "--progress=plain", f"--platform={_platform_of(engine, recipe)}",
-        f"--target={recipe.device}", f"--tag={recipe.reference}", f"--tag={recipe.alias}",
+        f"--build-context=uv={uv}", f"--target={recipe.device}", f"--tag={recipe.reference}", f"--tag={recipe.alias}",
         *(f"--build-arg={key}={value}" for key, value in arguments.items()),
         *(f"--label={key}={value}" for key, value in _labels(recipe, digest).items()),
         *(f"--secret=id={key},{value}" for key, value in secrets.items()),
@@ -379,41 +401,38 @@ def _revision() -> str | None:
         return None
 
 
-def _context(recipe: Recipe, uv: Path) -> IO[bytes]:
+def _context(recipe: Recipe) -> IO[bytes]:
     """Pack what the build needs into a file that nobody sees, so that nothing of it is ever left behind."""
     packed = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name, mode, content in (
-            ("Dockerfile", 0o644, dockerfile().encode()),
-            ("lock.txt", 0o644, recipe.lock.encode()),
-            ("uv", 0o755, uv.read_bytes()),
-        ):
+        for name, text in (("Dockerfile", dockerfile()), ("lock.txt", recipe.lock)):
             entry = tarfile.TarInfo(name)
-            entry.mode, entry.size = mode, len(content)
-            archive.addfile(entry, BytesIO(content))
+            entry.size = len(text.encode())
+            archive.addfile(entry, BytesIO(text.encode()))
     packed.seek(0)
     return packed
 
 
 def _uv(engine: Engine, recipe: Recipe, line: terminal.ProgressLine) -> Path:
-    """Return a uv that runs in the image: this machine's own, or the same version for the other platform."""
+    """Return a folder with a uv that runs in the image: this machine's own, or the same version for the other platform."""
     architecture = _platform_of(engine, recipe).rpartition("/")[2]
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(architecture, architecture)
-    if sys.platform == "linux" and platform.machine() == machine:
-        return Path(packages.command()[0])
     version = metadata.version("uv")
     folder = resources.cache("images", f"uv-{version}-{architecture}")
     if not (folder / "bin" / "uv").exists():
-        line.update(f"image {recipe.name}: fetching uv for {architecture}", force=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        options = ("--target", partial, "--python-platform", f"{machine}-unknown-linux-gnu", "--no-deps")
-        try:
-            packages.uv("pip", "install", *options, f"uv=={version}", doing=f"fetching uv for {architecture}")
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return folder / "bin" / "uv"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
+            made = Path(partial, "made")
+            if sys.platform == "linux" and platform.machine() == machine:
+                (made / "bin").mkdir(parents=True)
+                shutil.copy2(packages.command()[0], made / "bin" / "uv")
+            else:
+                line.update(f"image {recipe.name}: fetching uv for {architecture}", force=True)
+                options = ("--target", made, "--python-platform", f"{machine}-unknown-linux-gnu", "--no-deps")
+                packages.uv("pip", "install", *options, f"uv=={version}", doing=f"fetching uv for {architecture}")
+            with contextlib.suppress(OSError):  # another runner was quicker
+                made.rename(folder)
+    return folder / "bin"
 
 
 # Where packages come from, as secrets of the build: in a variable of the command line's, and never in a file of ours.
@@ -556,7 +575,7 @@ class _Steps:
     line: terminal.ProgressLine
     titles: dict[str, str] = field(default_factory=dict)
     printed: dict[str, list[str]] = field(default_factory=dict)
-    doing: str = "beginning"
+    doing: str = "reading the lock"
     failed: str = ""
     began: float = field(default_factory=time.monotonic)
 
@@ -586,7 +605,9 @@ def _purpose(words: str) -> str | None:
 def _why(engine: Engine, recipe: Recipe, steps: _Steps, output: str) -> str:
     """Return which step failed, what that means, and what to do next."""
     doing = steps.titles.get(steps.failed, steps.doing)
-    printed = "\n".join(steps.printed.get(steps.failed, [])[1:]) or output
+    lines = steps.printed.get(steps.failed, [])[1:]
+    # The last one repeats the whole RUN where that is what failed.
+    printed = "\n".join(line for line in lines if not line.startswith("ERROR: process ")) or output
     said = _meaning(
         _REGISTRY if doing == _LOOKING_UP else _BUILD, printed, engine, host=_host(recipe.base), elsewhere=_OTHER_BASE,
         platform=_platform_of(engine, recipe), python=recipe.python,

@@ -29,8 +29,7 @@ def _row(run: runs.Found) -> list[str]:
     attempts = run.record.get("attempts") or [{}]
     began = attempts[0].get("started")
     return [
-        run.name, run.state, _short_progress(run.record.get("progress")), str(run.request.get("environment") or ""),
-        run.backend,
+        run.name, run.state, _short_progress(run.record.get("progress")), run.environment, run.backend,
         time.strftime("%Y-%m-%d %H:%M", time.localtime(began)) if began else "",
         terminal.size(folder_size(run.directory)), str(run.directory.parent),
     ]  # fmt: skip

@@ -31,6 +31,11 @@ class Found:
         return self.directory.name
 
     @property
+    def environment(self) -> str:
+        """Return the environment, or the image that took its place."""
+        return str(self.request.get("environment") or self.request.get("image") or "")
+
+    @property
     def backend(self) -> str:
         """Return where it goes on, which its lock says, else where it ran last."""
         holder = (run_directory.holder(str(self.directory / ".lock")) if self.going else None) or {}
@@ -161,7 +166,7 @@ def status(run: Found) -> dict[str, Any]:
     return {
         "name": run.name,
         "job": request.get("job"),
-        "environment": request.get("environment"),
+        "environment": run.environment,
         "backend": run.backend,
         "state": run.state,
         "sentence": sentence(run),

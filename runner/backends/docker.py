@@ -114,16 +114,21 @@ class Started:
     def clean(self) -> None:
         if self.refused() is not None:
             with contextlib.suppress(EngineFailed, OSError):  # the engine is away: the next attempt makes way
-                _remove(self.engine, self.container)
+                discard(self.engine, self.container)
             (self.handover / "project.tar").unlink(missing_ok=True)
             _remove_empty(self.directory)
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class Elsewhere:
-    """A submission that came second: another one, of the same moment, has the container's name."""
+    """A submission that came second: another one, of the same moment, has the container's name, and is about to begin."""
+
+    directory: Path
+    deadline: float = field(default_factory=lambda: time.monotonic() + 5.0)
 
     def refused(self) -> tuple[int, str] | None:
+        if not run_directory.going(str(self.directory)) and time.monotonic() < self.deadline:
+            return None
         return run_directory.TAKEN, "this run was started elsewhere in the same moment"
 
     def kill(self) -> None:
@@ -179,7 +184,7 @@ def submit(run: Run) -> Started | Elsewhere:
     try:
         if not _make_way(engine, run):
             handovers.discard(handover)
-            return Elsewhere()
+            return Elsewhere(directory=run.directory)
         _hand_over_volume(run, user)
         places = {name: path for name, path in data.items() if path}
         return _start(engine, run, container(run, engine, image, handover, places, user), handover)
@@ -234,7 +239,7 @@ def container(
             "GroupAdd": groups,
             "ShmSize": SHARED_MEMORY,
             "LogConfig": {"Type": "json-file", "Config": LOG},
-            "RestartPolicy": {"Name": "no"},  # launch.py decides what is worth another attempt
+            "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},  # launch.py decides what is worth another attempt
             **({"UsernsMode": "host"} if engine.remapped else {}),
             **_limits(request["resources"]),
             **_devices(engine, int(request["resources"]["gpus"])),
@@ -243,11 +248,19 @@ def container(
 
 
 def _mount(source: Path, target: str, writable: bool = False) -> dict[str, Any]:
-    return {"Type": "bind", "Source": os.path.realpath(source), "Target": target, "ReadOnly": not writable}
+    return {
+        "Type": "bind",
+        "Source": os.path.realpath(source),
+        "Target": target,
+        **({} if writable else {"ReadOnly": True}),
+    }
 
 
 def _labels(name: str, volume: Path, submission: str) -> dict[str, str]:
-    return {"runner.run": name, "runner.volume": os.path.realpath(volume), "runner.submission": submission}
+    return {
+        "runner.run": name, "runner.volume": os.path.realpath(volume), "runner.submission": submission,
+        "runner.user": str(os.getuid()),
+    }  # fmt: skip
 
 
 def _hostname() -> str:
@@ -303,7 +316,7 @@ def _refuse_gpus_that_are_not_there(engine: Engine, run: Run) -> None:
         try:
             api.start(made)
         finally:
-            _remove(engine, made)
+            discard(engine, made)
     except Exception as error:
         if any(re.search(pattern, engines.explain(error)) for pattern, _ in _MEANINGS[:2]):
             raise _failed(engine, error) from error
@@ -440,7 +453,7 @@ def _make_way(engine: Engine, run: Run, patience: float = 5.0) -> bool:
     while found := _inspect(engine, run):
         status = found["State"]["Status"]
         if status in ("exited", "dead") or (status == "created" and time.monotonic() > deadline):
-            _remove(engine, found["Id"])
+            discard(engine, found["Id"])
             return True
         if run_directory.going(str(run.directory)) or time.monotonic() > deadline:
             return False
@@ -486,7 +499,7 @@ def _start(engine: Engine, run: Run, options: dict[str, Any], handover: Path) ->
     except docker.errors.APIError as error:
         if error.status_code == 409:
             handovers.discard(handover)
-            return Elsewhere()
+            return Elsewhere(directory=run.directory)
         raise _failed(engine, error) from error
     try:
         with contextlib.closing(_stdin(api, made)) as stream:
@@ -495,7 +508,7 @@ def _start(engine: Engine, run: Run, options: dict[str, Any], handover: Path) ->
             with contextlib.suppress(OSError):
                 stream.shutdown(socket.SHUT_WR)
     except BaseException as error:
-        _remove(engine, made)
+        discard(engine, made)
         if isinstance(error, (docker.errors.APIError, OSError)):
             raise _failed(engine, error) from error
         raise
@@ -550,11 +563,12 @@ def remove(run: Found) -> None:
     """Remove the run's containers and hand-overs."""
     engine = engines.connect()
     for one in _of(engine, run, ended=True):
-        _remove(engine, one)
+        discard(engine, one)
     handovers.remove(run)
 
 
-def _remove(engine: Engine, container: str) -> None:
+def discard(engine: Engine, container: str) -> None:
+    """Remove a container, whatever it does."""
     import docker
 
     try:
@@ -578,6 +592,22 @@ def volumes() -> list[Path]:
     return list(dict.fromkeys(Path(one["Labels"]["runner.volume"]) for one in found))
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A container of the runner's that has ended, and when."""
+
+    id: str
+    name: str
+    used: float
+
+
+def ended(engine: Engine) -> list[Ended]:
+    """Return this user's containers that have ended; their runs do not need them."""
+    ours = {"label": f"runner.user={os.getuid()}", "status": ["exited", "dead"]}
+    found = engine.client.api.containers(all=True, filters=ours)
+    return [Ended(str(one["Id"]), str(one["Names"][0]).lstrip("/"), float(one["Created"])) for one in found]
+
+
 def call(run: Found, script: Path, files: Sequence[Path]) -> str:
     """Run a script in a container of the run's own image, without a network, and return what it prints."""
     engine = engines.connect()
@@ -598,7 +628,7 @@ def call(run: Found, script: Path, files: Sequence[Path]) -> str:
         code = engine.client.api.wait(made)["StatusCode"]
         output: str = engine.client.api.logs(made, stdout=True, stderr=code != 0).decode(errors="replace")
     finally:
-        _remove(engine, made)
+        discard(engine, made)
     if code:
         raise RunnerError(f"{script.name} ended with {code} in {run.request['container']}: {output.strip()[-500:]}")
     return output

@@ -157,6 +157,7 @@ def test_packages_are_unused_once_no_virtualenv_is_linked_to_them(
     monkeypatch.setenv("UV_CACHE_DIR", str(cache / "uv"))
     assert virtualenvs.unused_downloads() == []  # the user's own
     monkeypatch.delenv("UV_CACHE_DIR")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")  # the images of this machine are not ours to remove
     cleaning.remove_unused([], None, None, yes=True)
     assert virtualenvs.unused_downloads() == [] and not list((cache / "uv").glob("archive-v*/*"))
     again = virtualenvs.ensure(index.lock, [HERE], "small")

@@ -1,0 +1,252 @@
+"""What a user asks of runs in containers: every verb and option, on a real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import BASE_IMAGE, LONG, Cli, begin, containers, step_of, until
+
+from runner import engines, images, runs
+
+pytestmark = pytest.mark.docker
+
+COUNTER = "tf0.0-cpu"
+
+
+@pytest.fixture
+def cli(cli: Cli, environment_image: Callable[[str], str]) -> Cli:
+    """The command line, with Docker as the backend where none is named."""
+    environment_image(COUNTER)
+    cli.env["RUNNER_ON"] = "docker"
+    return cli
+
+
+def containers_of(cli: Cli) -> list[Any]:
+    return [one for one in containers() if one.labels["runner.volume"] == str(cli.volume.resolve())]
+
+
+def owners(folder: Path) -> set[int]:
+    return {path.lstat().st_uid for path in folder.rglob("*")}
+
+
+def test_all_verbs_from_the_beginning_to_the_end(cli: Cli, tmp_path: Path) -> None:
+    cli.run("counter", "--detach", "--name", "mine", **LONG)
+    directory = cli.volume / "mine"
+    until(lambda: step_of(directory) > 3, what="a checkpoint")
+    where = ("--volume", cli.volume)
+    (shown,) = cli("ps", "--json", "--on", "docker", *where).json()
+    assert (shown["name"], shown["state"], shown["backend"]) == ("mine", "running", "docker")
+    assert cli("ps", "--json", "--on", "native", *where).json() == []
+    assert "It is running, at step " in cli("status", "mine").stdout
+    assert "counting from 0" in cli("logs", "mine").stdout
+    cli("pull", "mine", tmp_path / "home")
+    assert (tmp_path / "home" / "metrics.jsonl").stat().st_size > 0
+    assert "is going. Stop it first" in cli("rm", "mine", code=2).stderr
+    cli("stop", "mine")
+    assert cli("wait", "mine", code=75).stderr.startswith("mine: It was interrupted after")
+    cli("rm", "mine", "--files")
+    assert containers_of(cli) == [] and not directory.exists()
+
+
+def test_a_run_is_found_by_its_container_where_nobody_remembers_its_volume(cli: Cli, tmp_path: Path) -> None:
+    directory = begin(cli, "counter", "--name", "lost-one")
+    elsewhere = {**cli.env, "RUNNER_STATE": str(tmp_path / "other state"), "HOME": str(tmp_path)}
+    elsewhere.pop("RUNNER_VOLUME")
+    stranger = Cli(volume=cli.volume, cwd=tmp_path, env=elsewhere)
+    assert "lost-one" in stranger("ps").stdout
+    assert "It is running" in stranger("status", "lost-one").stdout
+    stranger("stop", "lost-one")
+    run = runs.load(directory)
+    assert run and run.state == "interrupted"
+    stranger.env["DOCKER_HOST"] = "unix:///nowhere"
+    assert "docker was not asked: no Docker engine is running at unix:///nowhere" in stranger("ps").stderr
+
+
+def test_the_container_is_without_root_and_rights(cli: Cli) -> None:
+    cli.env["TOKEN"] = "open sesame"
+    begin(cli, "counter", "--secret", "TOKEN", "-e", "COLOUR=green", "--memory", "256Mi", "--cpus", "1")
+    (one,) = containers_of(cli)
+    host, config = one.attrs["HostConfig"], one.attrs["Config"]
+    assert config["User"].partition(":")[0] not in ("", "0")
+    assert (host["ReadonlyRootfs"], host["CapDrop"], host["Privileged"]) == (True, ["ALL"], False)
+    assert host["SecurityOpt"] == ["no-new-privileges"] and host["Init"] is True
+    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"]) == (256 << 20, 256 << 20, 10**9)
+    assert host["ShmSize"] == 1 << 30 and host["LogConfig"]["Config"] == {"max-file": "3", "max-size": "10m"}
+    assert host["RestartPolicy"]["Name"] == "no"
+    assert (config["StopSignal"], config["StopTimeout"]) == ("SIGTERM", 120)
+    _, environment = one.exec_run(["sh", "-c", "cat /proc/[0-9]*/environ | tr '\\0' '\\n'"])
+    assert b"TOKEN=open sesame" in environment and b"COLOUR=green" in environment  # the job has them
+    told = json.dumps(one.attrs) + one.logs().decode() + str(one.top())
+    told += "".join(path.read_text(errors="replace") for path in cli.volume.rglob("*") if path.is_file())
+    told += "".join(
+        path.read_text(errors="replace") for path in Path(cli.env["RUNNER_CACHE"], "submissions").rglob("*.*")
+    )
+    assert "open sesame" not in told
+    cli.env.pop("TOKEN")
+    cli("stop", cli.only().name)
+    assert "the secret TOKEN is not set here" in cli.run("counter", "--cpus", "1", code=2, **LONG).stderr
+
+
+def test_render_shows_the_container_that_is_created(cli: Cli) -> None:
+    words = ("counter", "-e", "COLOUR=green", "--memory", "1Gi")
+    shown = cli("render", *words, *(word for key, value in LONG.items() for word in ("-P", f"{key}={value}"))).stdout
+    container = yaml.safe_load(shown.partition("# on standard input")[0])
+    begin(cli, *words)
+    (one,) = containers_of(cli)
+    config, host = one.attrs["Config"], one.attrs["HostConfig"]
+    submission = one.labels["runner.submission"]
+    assert {**container["Labels"], "runner.submission": submission}.items() <= config["Labels"].items()
+    assert set(container["Env"]) <= set(config["Env"])  # the image has some of its own
+    for key in ("Image", "Cmd", "Entrypoint", "User", "Hostname", "StopTimeout", "OpenStdin"):
+        assert config[key] == container[key], key
+    for key, value in container["HostConfig"].items():
+        handover = cli.env["RUNNER_CACHE"] + f"/submissions/{cli.only().name}-{submission}"
+        assert host[key] == json.loads(json.dumps(value).replace("/<handover>", handover)), key
+    assert "FROM ${BASE}" in shown and container["Image"] == config["Image"]
+
+
+def test_whose_the_files_are(cli: Cli) -> None:
+    if os.getuid() != 0:
+        cli.run("counter", steps=5)
+        assert owners(cli.volume) == {os.getuid()}
+        return
+    cli.run("counter", "--name", "a", steps=5)
+    assert owners(cli.volume) == {10001}  # the volume was root's
+    cli("run", "counter", "--on", "native", "--name", "a", "-P", "steps=6")
+    assert 0 in owners(cli.volume)
+    cli.run("counter", "--name", "a", steps=7)
+    assert owners(cli.volume) == {10001}
+    cli.run("counter", "--name", "b", "--user", "4321:4322", steps=5)
+    assert owners(cli.volume / "b") == {4321}
+    os.chown(cli.volume, 1234, 1234)
+    cli.run("counter", "--name", "c", steps=5)
+    assert owners(cli.volume / "c") == {1234}
+    refused = cli.run("counter", "--user", "0", code=2, steps=5)
+    assert "no container runs as root" in refused.stderr
+    assert "UID or UID:GID" in cli.run("counter", "--user", "me", code=2, steps=5).stderr
+
+
+@pytest.mark.parametrize("name", ["with a space", "with:colon,comma=and'quote", "ümläut 数"])
+def test_a_volume_of_any_name(cli: Cli, tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    place.mkdir()
+    cli("run", "counter", "-P", "steps=5", "--volume", place)
+    (run,) = runs.on_volume(place)
+    assert run.state == "succeeded"
+    cli("rm", run.name, "--files", "--volume", place)
+    assert list(place.iterdir()) == []
+
+
+def test_two_commands_at_once_are_one_run(cli: Cli) -> None:
+    words = ("run", "counter", "-P", "steps=60", "-P", "pause=0.02")
+    both = [cli.start(*words) for _ in range(2)]
+    outputs = [one.communicate(timeout=60) for one in both]
+    assert [one.returncode for one in both] == [0, 0], outputs
+    run = cli.only()
+    assert len(run.record["attempts"]) == 1 and run.state == "succeeded"
+    assert sum("attached to it" in stderr for _, stderr in outputs) == 1
+    assert containers_of(cli) == []
+
+
+def test_a_closed_terminal_does_not_touch_it(cli: Cli) -> None:
+    command = cli.start("run", "counter", *(word for key, value in LONG.items() for word in ("-P", f"{key}={value}")))
+    until(lambda: any(step_of(run.directory) for run in runs.on_volume(cli.volume)), what="a checkpoint")
+    command.kill()
+    command.communicate()
+    before = step_of(cli.only().directory)
+    until(lambda: step_of(cli.only().directory) > before, what="another checkpoint")
+    assert cli.only().state == "running"
+
+
+def test_ctrl_c_stops_with_a_checkpoint(cli: Cli) -> None:
+    command = cli.start("run", "counter", *(word for key, value in LONG.items() for word in ("-P", f"{key}={value}")))
+    until(lambda: any(step_of(run.directory) for run in runs.on_volume(cli.volume)), what="a checkpoint")
+    command.send_signal(2)
+    _, stderr = command.communicate(timeout=60)
+    assert command.returncode == 130 and "it writes a checkpoint first" in stderr
+    assert cli.only().state == "interrupted" and containers_of(cli) == []
+
+
+def test_what_cannot_be_is_refused_before_anything_is_created(cli: Cli) -> None:
+    for words, sentence in (
+        (("--memory", "3x"), "--memory 3x: memory is a number of bytes, such as 4Gi or 500M"),
+        (("--gpus", "many"), "'many' is not a valid whole number"),
+        (("--gpus", "-1"), "-1 is not in the range"),
+        (("--image", "x", "-E", "tf2.15"), "-E and --image exclude each other"),
+        (("--on", "native", "--image", "x"), "--image x is for containers"),
+        (("--on", "native", "--memory", "1Gi"), "--memory 1Gi is for containers"),
+    ):
+        refused = cli.run("counter", *words, code=2, steps=5)
+        assert sentence in refused.stderr
+    assert list(cli.volume.iterdir()) == [] and containers_of(cli) == []
+
+
+@pytest.fixture
+def own_image(engine: engines.Engine, tmp_path: Path) -> Any:
+    """An image of the user's own, by its name: it has python3, and a package tensorflow where that is asked for."""
+    base = images.base_image("3.12", BASE_IMAGE)
+    name = f"runner-tests/own:{os.getpid()}"
+
+    def make(*steps: str) -> str:
+        (tmp_path / "Dockerfile").write_text("\n".join([f"FROM {base}", *steps, ""]))
+        subprocess.run(["docker", "build", "--quiet", "--tag", name, tmp_path], check=True, capture_output=True)
+        return name
+
+    yield make
+    engine.client.api.remove_image(name, force=True)
+
+
+def test_an_image_of_the_users_own(cli: Cli, own_image: Callable[..., str]) -> None:
+    # A package that only has the name: what is shown is how an image is treated, and TensorFlow would be 1.5 GB.
+    package = "RUN mkdir \"$(python3 -c 'import site; print(site.getsitepackages()[0])')/tensorflow\""
+    image = own_image(package)
+    cli.run("counter", "--image", image, steps=10)
+    run = cli.only()
+    assert run.request["image"] == image and run.request["environment"] is None and run.record["exact"]
+    assert cli("ps", "--json").json()[0]["environment"] == image
+    own_image(package, "LABEL changed=yes")
+    cli.run("counter", "--image", image, steps=20)
+    assert cli.only().record["reasons"] == ["attempt 2 ran with other packages"]
+
+
+def test_an_image_without_what_it_needs_is_refused(cli: Cli, own_image: Callable[..., str]) -> None:
+    image = own_image("LABEL empty=yes")
+    refused = cli.run("counter", "--image", image, code=78, steps=10)
+    assert image in refused.stderr and "TensorFlow" in refused.stderr
+    image = own_image("USER 0", "RUN rm -f /usr/local/bin/python*")
+    refused = cli.run("counter", "--image", image, code=78, steps=10)
+    assert "the image has no python" in refused.stderr
+    assert containers_of(cli) == []
+    assert "could not be fetched" in cli.run("counter", "--image", "runner-tests/no-such", code=125).stderr
+
+
+def test_prove(cli: Cli) -> None:
+    told = cli("prove", "counter", "--kills", "2", "--json", "-P", "steps=150", "-P", "pause=0.01").json()
+    assert told["proved"] and told["identical"] and told["kills"] == 3
+    assert (
+        list(cli.volume.iterdir()) == []
+        and [one for one in containers() if ".prove" in one.labels["runner.volume"]] == []
+    )
+
+
+def test_rm_unused_removes_ended_containers_and_images(
+    cli: Cli, private_engine: Any, environment_image: Callable[[str], str], tmp_path: Path
+) -> None:
+    cli.env["RUNNER_CACHE"] = str(tmp_path / "own cache")  # it must not meet anybody else's environments
+    private_engine.start()
+    private_engine.load(environment_image(COUNTER))
+    cli.env["DOCKER_HOST"] = private_engine.address
+    cli.run("counter", "--name", "ended", "--detach", steps=5)
+    assert cli("wait", "ended").code == 0
+    listed = cli("rm", "--unused", code=2).stdout
+    assert "container that has ended" in listed and "image that no run needs" not in listed
+    cli("rm", "ended", "--files")
+    assert "image that no run needs" in cli("rm", "--unused", "--yes").stdout
+    assert private_engine.docker("images", "--quiet") == "" and private_engine.docker("ps", "--all", "--quiet") == ""
