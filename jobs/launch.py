@@ -68,6 +68,7 @@ LOOK = "--look-for-gpus"  # this file, called with it, says which GPUs there are
 LOOKING = 60.0  # seconds that a driver has for that: without its persistence mode it starts each GPU anew
 # Where machines have their driver that tell it to programs by LD_LIBRARY_PATH alone: notebook hosts, clusters, WSL, NixOS.
 DRIVERS = ("/usr/lib64-nvidia", "/usr/local/nvidia/lib64", "/usr/lib/wsl/lib", "/run/opengl-driver/lib")
+PATIENCE = 5.0  # seconds for whoever reads our output and has let it pile up
 HANDING_OVER = 60.0  # seconds after which whoever was to write on the standard input is taken for dead
 MARK = "@runner "  # starts a log line that is meant for programs
 
@@ -381,10 +382,10 @@ class Launcher:
             )  # images: ldconfig
             folders += [folder for folder in DRIVERS if os.path.exists(os.path.join(folder, "libcuda.so.1"))]
             _append(variables, "LD_LIBRARY_PATH", os.pathsep, folders)
-            compiler = os.path.join(nvidia, "cuda_nvcc")
-            if os.path.isdir(compiler):
+            compiler, option = os.path.join(nvidia, "cuda_nvcc"), "--xla_gpu_cuda_data_dir="
+            if os.path.isdir(compiler) and option not in variables.get("XLA_FLAGS", ""):  # images have it set
                 tools.append(os.path.join(compiler, "bin"))
-                _append(variables, "XLA_FLAGS", " ", ["--xla_gpu_cuda_data_dir=" + compiler])
+                _append(variables, "XLA_FLAGS", " ", [option + compiler])
         if gpus and self.backend == "native":
             visible = variables.get("CUDA_VISIBLE_DEVICES")
             chosen = [str(number) for number in range(gpus)] if visible is None else visible.split(",")
@@ -935,6 +936,7 @@ class Log:
         self.waiting = []
         self.last_line = ""
         self.lost = 0
+        self.patience = PATIENCE
 
     def open(self):
         self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open for as long as the child lives)
@@ -977,8 +979,16 @@ class Log:
         except OSError:
             self.lost += len(chunk)
         with contextlib.suppress(OSError):  # nobody need listen: the log is in its file
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+            self._show(chunk)
+
+    def _show(self, chunk):
+        """Copy output to our own. A reader that is away (an engine that is down) is not waited for: it would hold up the training."""
+        for start in range(0, len(chunk), select.PIPE_BUF):
+            if not select.select([], [1], [], self.patience)[1]:
+                self.patience = 0
+                return
+            self.patience = PATIENCE
+            os.write(1, chunk[start : start + select.PIPE_BUF])  # so much is taken at once where any is
 
 
 class Progress:
