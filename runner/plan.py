@@ -14,7 +14,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from runner import datasets, environments, projects, resources, run_directory, runs, specs, virtualenvs, yamlfile
+from runner import (
+    datasets,
+    environments,
+    projects,
+    resources,
+    run_directory,
+    runs,
+    scanning,
+    specs,
+    virtualenvs,
+    yamlfile,
+)
 from runner.errors import UsageError
 from runner.specs import Run
 
@@ -94,6 +105,8 @@ def decide(asked: Asked) -> Plan:
         if existing.state == "succeeded" and not _extended(existing, run):
             return Plan(action="show", directory=existing.directory, existing=existing)
     run = replace(run, secrets=_values(run.request["secrets"]))
+    missed = scanning.missed(run) if asked.backend != "native" else None
+    notes += [missed] if missed else []
     return Plan(action="submit", directory=run.directory, run=run, existing=existing, notes=tuple(notes))
 
 
