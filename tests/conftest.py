@@ -117,8 +117,12 @@ def project(tmp_path: Path) -> Path:
 @pytest.fixture
 def cli(volume: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cli]:
     """The command line; whatever still goes on the volume at the end of a test is killed."""
-    yield Cli(volume=volume, env=_variables(volume, tmp_path))
-    if request.node.get_closest_marker("docker"):
+    command = Cli(volume=volume, env=_variables(volume, tmp_path))
+    docker = request.node.get_closest_marker("docker")
+    if not docker:
+        command.env["DOCKER_HOST"] = "unix:///nowhere"  # what others run and keep on this machine's engine is not ours
+    yield command
+    if docker:
         _remove_containers(volume)
     for run in runs.on_volume(volume):
         kill_launcher(run.directory)
