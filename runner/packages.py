@@ -62,7 +62,8 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"there is no version of (?P<what>[\w.-]+==[\w.]+)|because (?P<other>[\w.-]+) was not found in the",
-        "The index ({index}) lacks {what}. An index of yours may mirror only a part of the public one.",
+        "The index ({index}) lacks {what}. An index of yours may mirror only a part of the public one, or refuse the "
+        "name and password in its address.",
     ),
     (
         r"upload date|upload time",
