@@ -202,8 +202,8 @@ def _what(command: F) -> F:
         click.option("--update-code", is_flag=True, help="Continue with the code of now."),
         _volume,
         # Not for each command: from a variable or a profile.
-        click.option("--base-image", envvar="RUNNER_BASE_IMAGE", hidden=True),
-        click.option("--registry", envvar="RUNNER_REGISTRY", hidden=True),
+        click.option("--base-image", envvar="RUNNER_BASE_IMAGE", hidden=True, help="What images are built on."),
+        click.option("--registry", envvar="RUNNER_REGISTRY", hidden=True, help="Where images may be already."),
     ]
     for option in reversed(options):
         command = option(command)
