@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, containers, step_of, until
+from conftest import Cli, containers, need, step_of, until
 
 from runner import run_directory, runs
 
@@ -188,3 +191,196 @@ def test_a_run_that_is_done_while_the_engine_is_away_is_done(cli: Cli, own_engin
     own_engine.again()
     cli("rm", cli.only().name)
     assert own_engine.docker("ps", "--all", "--quiet") == ""
+
+
+# ---------------------------------------------------------------- the log
+
+LINES = """
+import os, signal, sys, time, zipfile
+
+stopping = []
+signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+number = int(zipfile.ZipFile("lines.npz").read("number")) if os.path.exists("lines.npz") else 0
+while number < 100000:
+    sys.stdout.write("".join("line %06d\\n" % one for one in range(number, number + 1000)))
+    number += 1000
+    with zipfile.ZipFile("partial", "w") as archive:
+        archive.writestr("number", str(number))
+    os.replace("partial", "lines.npz")
+    time.sleep(0.01)
+    if number == 40000 * int(os.environ["RUNNER_ATTEMPT"]):
+        sys.stdout.write("a line without an end")
+        sys.stdout.flush()
+        while not stopping:
+            time.sleep(0.01)
+    if stopping:
+        sys.exit(75)
+"""
+
+
+def lines(first: int, last: int) -> list[str]:
+    return [f"line {number:06}" for number in range(first, last)]
+
+
+def test_nothing_of_the_log_is_lost_or_repeated_over_engines_and_containers(
+    cli: Cli, own_engine: Any, project: Path
+) -> None:
+    (project / "lines.py").write_text(LINES)
+    words = ("run", project / "lines.py", "-E", COUNTER)
+    partial = "a line without an end"
+
+    first = cli.start(*words)
+    until(lambda: runs.on_volume(cli.volume) and log(cli, 1).count("\n") > 10000, what="some lines")
+    own_engine.kill()
+    until(lambda: log(cli, 1).endswith(partial), what="the line without an end")
+    own_engine.again()
+    assert first.communicate()[0].splitlines() == [*lines(0, 40000), partial]
+    assert first.returncode == 75
+
+    second = cli.start(*words)
+    until(lambda: "line 05" in log(cli, 2), what="some lines of the second attempt")
+    beside = cli.start("logs", "-f", cli.only().name)
+    until(lambda: log(cli, 2).endswith(partial), what="the line without an end")
+    own_engine.docker("rm", "--force", *own_engine.docker("ps", "--quiet").split())
+    assert second.communicate()[0].splitlines() == [*lines(40000, 80000), partial]
+    assert beside.communicate()[0].splitlines() == [*lines(0, 40000), partial, *lines(40000, 80000), partial]
+
+    assert cli(*words).stdout.splitlines() == lines(80000, 100000)
+    whole = [*lines(0, 40000), partial, *lines(40000, 80000), partial, *lines(80000, 100000)]
+    assert cli("logs", cli.only().name).stdout.splitlines() == whole
+
+
+def log(cli: Cli, attempt: int) -> str:
+    path = cli.only().directory / "logs" / f"attempt-{attempt}.log"
+    return path.read_text() if path.exists() else ""
+
+
+# ---------------------------------------------------------------- whose files, and other backends
+
+
+class Stranger(Cli):
+    """A user who is not root, and may use the engine through the group of its socket.
+
+    What root's folders hold of Python and of us may be read by this user, and nothing more.
+    """
+
+    UID = 4242
+
+    @staticmethod
+    def command(*words: str | Path) -> list[str]:
+        group = Path("/var/run/docker.sock").stat().st_gid
+        reads = "-all,+dac_read_search"
+        become = [
+            "setpriv", f"--reuid={Stranger.UID}", f"--regid={Stranger.UID}", f"--groups={group}",
+            "--securebits=+no_setuid_fixup", f"--inh-caps={reads}", f"--ambient-caps={reads}", "--",
+        ]  # fmt: skip
+        return [*become, *Cli.command(*words)]
+
+
+@pytest.fixture
+def stranger(cli: Cli, tmp_path: Path) -> Stranger:
+    """The command line of such a user, with home, cache and volume of its own."""
+    need("root", os.geteuid() == 0, "only root can become another user; run the tests as root")
+    shutil.rmtree(tmp_path / "cache")
+    for place in (tmp_path / "cache", tmp_path / "home", tmp_path / "state", cli.volume):
+        place.mkdir(exist_ok=True)
+        os.chown(place, Stranger.UID, Stranger.UID)
+    return Stranger(volume=cli.volume, env={**cli.env, "HOME": str(tmp_path / "home"), "USER": "stranger"})
+
+
+def owners(*places: Path) -> set[int]:
+    return {path.lstat().st_uid for place in places for path in (place, *place.rglob("*"))}
+
+
+def test_all_files_are_the_users_whatever_the_backend(stranger: Stranger, tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("volume", "cache", "home", "state")]
+    for step, backend in ((3, "native"), (90, "docker")):
+        stranger.env["RUNNER_ON"] = backend
+        command = attached(stranger, step)
+        stranger("stop", stranger.only().name)
+        cut_off(stranger, command, STOPPED)
+        assert owners(*places) == {Stranger.UID}
+    stranger.env["RUNNER_ON"] = "native"
+    continued(stranger)
+    stranger.run("counter", "--on", "docker", steps=STEPS + 10, pause=0.02)
+    assert [attempt["backend"] for attempt in stranger.only().record["attempts"]] == ["native", "docker"] * 2
+    assert stranger.report()["value"] == chain(STEPS + 10) and stranger.only().record["exact"] is True
+    assert owners(*places) == {Stranger.UID}
+    stranger("rm", stranger.only().name, "--files")
+    assert list(stranger.volume.iterdir()) == []
+
+
+def test_root_leaves_no_file_of_root_on_the_volume(cli: Cli) -> None:
+    need("root", os.geteuid() == 0, "run the tests as root")
+    cli("run", "counter")
+    assert 0 not in owners(cli.only().directory)
+    cli("run", "counter", "-P", "steps=30", "--on", "native")
+    cli("run", "counter", "-P", "steps=40")
+    assert 0 not in owners(cli.only().directory)
+    assert cli.report()["value"] == chain(40)
+
+
+# ---------------------------------------------------------------- the trainer
+
+TRAINING = (
+    "run",
+    "fashion_mnist",
+    "-P",
+    "train_images=6000",
+    "-P",
+    "hidden=32",
+    "-P",
+    "patience=200",
+    "-P",
+    "epochs=100",
+)
+
+
+def weights(cli: Cli, name: str) -> Any:
+    run = runs.load(cli.volume / name)
+    assert run and run.record["exact"] is True, run and run.record
+    return json.loads((run.directory / "report.json").read_text())["weights_sha256"]
+
+
+def train_a_while(cli: Cli, *words: str) -> subprocess.Popen[str]:
+    """Start or continue the training, attached, until it has written a checkpoint of its own."""
+    directory = cli.volume / "cut"
+    before = step_of(directory) if directory.exists() else 0
+    command = cli.start(*TRAINING, "--name", "cut", *words)
+    until(lambda: step_of(directory) > before or command.poll() is not None, 120, "a newer checkpoint")
+    assert command.poll() is None, command.communicate()
+    return command
+
+
+@pytest.mark.tensorflow
+def test_the_training_has_the_same_bits_over_stops_kills_and_backends(
+    cli: Cli, environment_image: Any, environment_python: Any, fashion_mnist: Path
+) -> None:
+    environment_image("tf2.21-cpu")
+    environment_python("tf2.21-cpu")
+    cli(*TRAINING, "--name", "whole")
+    for words, interrupt in (
+        (("--on", "native"), lambda: cli("stop", "cut")),
+        (("--on", "docker"), lambda: cli("stop", "cut")),
+        (("--on", "docker"), lambda: the_container(cli).kill()),
+    ):
+        command = train_a_while(cli, *words)
+        interrupt()
+        assert command.wait(60) == 75
+    cli(*TRAINING, "--name", "cut", "--on", "native")
+    assert weights(cli, "cut") == weights(cli, "whole")
+
+
+@pytest.mark.tensorflow
+def test_the_training_has_the_same_bits_over_the_death_of_the_engine(
+    cli: Cli, own_engine: Any, environment_image: Any, environment_python: Any, fashion_mnist: Path
+) -> None:
+    own_engine.load(environment_image("tf1.15-cpu"))  # the smallest: it has to get to the other engine
+    environment_python("tf1.15-cpu")
+    cli(*TRAINING, "--name", "whole", "-E", "tf1.15-cpu", "--on", "native")
+    command = train_a_while(cli, "-E", "tf1.15-cpu")
+    own_engine.kill_everything()
+    assert command.wait(60) == 75
+    own_engine.again()
+    cli(*TRAINING, "--name", "cut", "-E", "tf1.15-cpu")
+    assert weights(cli, "cut") == weights(cli, "whole")
