@@ -191,13 +191,17 @@ def _what(command: F) -> F:
             "--secret", "secrets", multiple=True, metavar="KEY", help="A variable whose value is written nowhere."
         ),
         click.option("--data", multiple=True, metavar="NAME=PATH", help="Where a data set is."),
-        click.option("--gpus", type=_Count(min=0), help="How many GPUs; takes the cuda row. 0 hides them all."),
-        click.option("--cpus", type=_Count(min=1), help="How many threads; fixed by the first attempt."),
+        click.option(
+            "--gpus", type=_Count(min=0), metavar="N", help="How many GPUs; takes the cuda row. 0 hides them all."
+        ),
+        click.option("--cpus", type=_Count(min=1), metavar="N", help="How many threads; fixed by the first attempt."),
         click.option("--memory", metavar="4Gi", help="How much memory a container may use [all]."),
         click.option(
             "--user", metavar="UID[:GID]", help="Whose the container's files are [yours; for root the volume's owner]."
         ),
-        click.option("--retries", type=_Count(min=0), help="Crashes in a row without a newer checkpoint [2]."),
+        click.option(
+            "--retries", type=_Count(min=0), metavar="N", help="Crashes in a row without a newer checkpoint [2]."
+        ),
         click.option("--fresh", is_flag=True, help="Begin again; the old run is kept as NAME.1, ..."),
         click.option("--update-code", is_flag=True, help="Continue with the code of now."),
         _volume,

@@ -27,7 +27,9 @@ from runner.errors import EngineFailed, RunnerError, UsageError
 from runner.runs import Found
 from runner.specs import Run
 
-VOLUME, HANDOVER, DATA, CA = "/volume", "/handover", "/data", "/etc/runner-ca.pem"
+# Where things are in a container. The volume is at its own path wherever that hides nothing of the image's.
+VOLUME, HANDOVER, DATA, CA = "/volume", "/run/runner/handover", "/run/runner/data", "/run/runner/ca.pem"
+IMAGE = ("bin", "boot", "dev", "etc", "lib", "lib64", "opt/environment", "proc", "run", "sbin", "sys", "usr")
 NOBODY = 10001  # the user of a container where root asks, and the volume is root's
 GRACE = 120  # seconds that the engine waits after SIGTERM; launch.py uses 110 of them
 SHARED_MEMORY = 1 << 30  # bytes of /dev/shm, of which only what is used counts; Docker's own 64 MB break data loaders
@@ -105,7 +107,7 @@ class Started:
             )
         except Exception:  # it went in this moment
             said = ""
-        words = said.strip().removeprefix("launch.py: ").replace(VOLUME, str(self.volume))
+        words = said.strip().removeprefix("launch.py: ").replace(f" {VOLUME}", f" {self.volume}")
         return words or f"the launcher ended with {code}"
 
     def kill(self) -> None:
@@ -175,6 +177,7 @@ def submit(run: Run) -> Started | Elsewhere:
     with _made_volume(run.volume):
         _refuse_blind(engine, run.volume)
         _refuse_owner(run, user)
+        _refuse_shared_folder(run, user)
     _refuse_strangers(engine, run)
     image = _image(engine, run)
     data = {name: datasets.ensure(dataset, given) if dataset else given for name, (dataset, given) in run.data.items()}
@@ -204,7 +207,8 @@ def container(
     run: Run, engine: Engine, image: str, handover: Path, data: Mapping[str, Path], user: tuple[int, int]
 ) -> dict[str, Any]:
     """Return the container as the engine's API takes it (POST /containers/create). Pure: what `render` shows is sent."""
-    mounts = [_mount(run.volume, VOLUME, writable=True), _mount(handover, HANDOVER)]
+    volume = _place(run.volume)
+    mounts = [_mount(run.volume, volume, writable=True), _mount(handover, HANDOVER)]
     mounts += [_mount(path, f"{DATA}/{name}") for name, path in sorted(data.items())]
     bundle = packages.ca_bundle()
     mounts += [_mount(bundle, CA)] if bundle else []
@@ -220,7 +224,7 @@ def container(
     return {
         "Image": image,
         "Entrypoint": ["/bin/sh", "-c", START, "launch.py"],
-        "Cmd": [f"{HANDOVER}/launch.py", VOLUME, DATA if data else ""],
+        "Cmd": [f"{HANDOVER}/launch.py", volume, DATA if data else ""],
         "Env": [f"{name}={value}" for name, value in sorted(variables.items())],
         "User": f"{user[0]}:{user[1]}",
         "Labels": _labels(run.name, run.volume, request["submission"]),
@@ -231,7 +235,11 @@ def container(
         "OpenStdin": True, "StdinOnce": True,
         "HostConfig": {
             "Mounts": mounts,
-            "Tmpfs": {"/tmp": "rw,exec,nosuid,nodev,mode=1777"},
+            "Tmpfs": {
+                "/tmp": "rw,exec,nosuid,nodev,mode=1777",
+                # Images keep root's home shut, and a volume may be in it.
+                **({"/root": "rw,nosuid,nodev,mode=0755"} if volume.startswith("/root/") else {}),
+            },
             "Init": True,  # reaps what the job leaves, and passes signals on
             "ReadonlyRootfs": True,
             "CapDrop": ["ALL"],
@@ -245,6 +253,13 @@ def container(
             **_devices(engine, int(request["resources"]["gpus"])),
         },
     }  # fmt: skip
+
+
+def _place(volume: Path) -> str:
+    """Return where the volume is in the container: a path that a job prints or stores should hold outside, too."""
+    path = f"{volume}/"
+    hides = path == "/" or any(f"/{part}/".startswith(path) or path.startswith(f"/{part}/") for part in IMAGE)
+    return VOLUME if hides else str(volume)
 
 
 def _mount(source: Path, target: str, writable: bool = False) -> dict[str, Any]:
@@ -402,13 +417,36 @@ def _refuse_owner(run: Run, user: tuple[int, int]) -> None:
         )
 
 
+def _is_roots(volume: Path) -> bool:
+    """Return whether a volume is root's alone, so that a container's user could not make or rename folders there."""
+    state = volume.stat()
+    return state.st_uid == 0 and not state.st_mode & 0o002
+
+
+def _refuse_shared_folder(run: Run, user: tuple[int, int]) -> None:
+    """Refuse to give root's folder away where other things than runs are in it."""
+    if os.getuid() != 0 or user[0] == 0 or not _is_roots(run.volume):
+        return
+    others = [path for path in run.volume.iterdir() if not path.name.startswith(".") and not _is_runs(path)]
+    if others or run.volume.parent == run.volume:
+        what = f" and holds {others[0].name}" if others else ""
+        raise UsageError(
+            f"the volume {run.volume} belongs to root{what}; no container runs as root, and the whole folder would have to "
+            f"be given to uid {user[0]}. Give a folder for runs alone: mkdir {run.volume / 'runs'}, and --volume."
+        )
+
+
+def _is_runs(path: Path) -> bool:
+    return path.is_dir() and ((path / "request.json").exists() or not any(path.iterdir()))
+
+
 def _hand_over_volume(run: Run, user: tuple[int, int]) -> None:
     """Where root asks: give the run's directory, and a volume that is root's own, to the container's user."""
     if os.getuid() != 0 or user[0] == 0:
         return
     try:
         run.directory.mkdir(exist_ok=True)
-        if run.volume.stat().st_uid == 0 and not run.volume.stat().st_mode & 0o002:
+        if _is_roots(run.volume):
             os.chown(run.volume, *user)
         for path in (run.directory, *run.directory.rglob("*")):
             if path.lstat().st_uid != user[0]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import BASE_IMAGE, LONG, Cli, begin, containers, step_of, until
+from conftest import BASE_IMAGE, LONG, Cli, begin, containers, need, step_of, until
 
 from runner import engines, images, runs
 
@@ -142,6 +142,29 @@ def test_a_volume_of_any_name(cli: Cli, tmp_path: Path, name: str) -> None:
     assert run.state == "succeeded"
     cli("rm", run.name, "--files", "--volume", place)
     assert list(place.iterdir()) == []
+
+
+def test_paths_that_a_job_stores_hold_natively_too(cli: Cli, project: Path) -> None:
+    (project / "train.py").write_text(
+        "import os, pathlib\nnote = pathlib.Path('note')\n"
+        "print('found', note.exists() and pathlib.Path(note.read_text()).exists())\n"
+        "note.write_text(os.path.abspath('note'))\n"
+    )
+    words = (project, "--name", "places", "-E", COUNTER, "--", "python", "train.py")
+    cli("run", *words)
+    (cli.volume / "places" / "run.json").unlink()  # as if it had been cut off
+    assert "found True" in cli("run", "--on", "native", *words).stdout
+
+
+def test_a_folder_of_roots_with_other_things_in_it_is_not_given_away(cli: Cli, tmp_path: Path) -> None:
+    need("root", os.getuid() == 0, "It is about volumes that are root's.")
+    (tmp_path / "busy" / "other").mkdir(parents=True)
+    (tmp_path / "busy" / "other" / "file").touch()
+    for volume in (tmp_path / "busy", Path("/")):
+        refused = cli("run", "counter", "-P", "steps=5", "--volume", volume, code=2)
+        assert f"the volume {volume} belongs to root" in refused.stderr
+        assert volume.stat().st_uid == 0
+    assert [path.name for path in (tmp_path / "busy").iterdir()] == ["other"]
 
 
 def test_two_commands_at_once_are_one_run(cli: Cli) -> None:
