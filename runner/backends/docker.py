@@ -207,7 +207,7 @@ def container(
     run: Run, engine: Engine, image: str, handover: Path, data: Mapping[str, Path], user: tuple[int, int]
 ) -> dict[str, Any]:
     """Return the container as the engine's API takes it (POST /containers/create). Pure: what `render` shows is sent."""
-    volume = _place(run.volume)
+    volume = _place(run.volume, bool(run.request["image"]))
     mounts = [_mount(run.volume, volume, writable=True), _mount(handover, HANDOVER)]
     mounts += [_mount(path, f"{DATA}/{name}") for name, path in sorted(data.items())]
     bundle = packages.ca_bundle()
@@ -235,11 +235,7 @@ def container(
         "OpenStdin": True, "StdinOnce": True,
         "HostConfig": {
             "Mounts": mounts,
-            "Tmpfs": {
-                "/tmp": "rw,exec,nosuid,nodev,mode=1777",
-                # Images keep root's home shut, and a volume may be in it.
-                **({"/root": "rw,nosuid,nodev,mode=0755"} if volume.startswith("/root/") else {}),
-            },
+            "Tmpfs": {"/tmp": "rw,exec,nosuid,nodev,mode=1777"},
             "Init": True,  # reaps what the job leaves, and passes signals on
             "ReadonlyRootfs": True,
             "CapDrop": ["ALL"],
@@ -255,11 +251,14 @@ def container(
     }  # fmt: skip
 
 
-def _place(volume: Path) -> str:
-    """Return where the volume is in the container: a path that a job prints or stores should hold outside, too."""
+def _place(volume: Path, own_image: bool) -> str:
+    """Return where the volume is in the container: a path that a job prints or stores should hold outside, too.
+
+    It may hide nothing of the image; and root's home is open in our images only.
+    """
     path = f"{volume}/"
     hides = path == "/" or any(f"/{part}/".startswith(path) or path.startswith(f"/{part}/") for part in IMAGE)
-    return VOLUME if hides else str(volume)
+    return VOLUME if hides or (own_image and path.startswith("/root/")) else str(volume)
 
 
 def _mount(source: Path, target: str, writable: bool = False) -> dict[str, Any]:
