@@ -346,7 +346,7 @@ def _build(engine: Engine, recipe: Recipe, digest: str | None, line: terminal.Pr
 def _command(engine: Engine, recipe: Recipe, digest: str | None, index: Mapping[str, str], uv: Path) -> list[str]:
     """Return the command line; the Dockerfile and the lock come in on its standard input."""
     secrets = {"index": "env=RUNNER_INDEX"}
-    bundle, netrc = packages.ca_bundle(), Path.home() / ".netrc"
+    bundle, netrc = packages.ca_bundle(), Path(os.environ.get("NETRC") or Path.home() / ".netrc")
     if bundle:
         secrets["ca"] = f"src={bundle}"
     if netrc.is_file():

@@ -80,7 +80,9 @@ class Row:
 
 
 @pytest.fixture
-def row(cli: Cli, engine: Engine, environment_image: Callable[[str], str], project: Path) -> Iterator[Row]:
+def row(
+    own_variables: None, cli: Cli, engine: Engine, environment_image: Callable[[str], str], project: Path
+) -> Iterator[Row]:
     environment_image("tf0.0-cpu")  # skips where there is no base image
     cli.cwd = project
     made = Row(cli, engine)
@@ -268,9 +270,9 @@ def served(tmp_path: Path) -> Iterator[Index]:
         server.shutdown()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what this machine says about packages and certificates: each test says its own."""
+    """Take away what this machine says about packages and certificates: a test says its own."""
     for name in list(os.environ):
         if re.match(r"(PIP|UV)_|(SSL_CERT|REQUESTS_CA|CURL_CA|HTTPS?_PROXY|ALL_PROXY)", name, re.IGNORECASE):
             monkeypatch.delenv(name)
@@ -296,6 +298,15 @@ def test_certificate_index_and_password_leave_no_trace(row: Row, served: Index, 
     ):
         assert secret not in content, secret
     assert served.password not in docker("history", "--no-trunc", told["image"]) + docker("inspect", told["image"])
+
+
+def test_a_password_may_stand_in_netrc(row: Row, served: Index, tmp_path: Path) -> None:
+    row.write(served.lock)
+    served.trusted_by(row.cli)
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login reader password {served.password}\n")
+    row.cli.env.update(NETRC=str(tmp_path / "netrc"), UV_DEFAULT_INDEX=f"https://127.0.0.1:{served.port}/simple")
+    row.cli("build", row.name)
+    assert served.password.encode() not in saved(f"tensorflow-runner:{row.name}")
 
 
 def without_certificate(index: Index, env: dict[str, str]) -> None:
@@ -644,14 +655,15 @@ def test_a_full_disk_while_building_is_told(row: Row, served: Index, small_engin
 @pytest.mark.parametrize("name", environments.load())
 def test_a_row_trains_saves_and_shows_it(name: str, environment_image: Callable[[str], str]) -> None:
     found, image = environments.find(name), environment_image(name)
-    scripts = [
-        ("check_versions.py", found.tensorflow, f"/locks/{found.lock.name}"),
-        ("check_training.py",),
-        ("check_tensorboard.py",),
-    ]
+    scripts = {
+        "versions": f"check_versions.py {found.tensorflow} /locks/{found.lock.name}",
+        "training": "check_training.py",
+        "tensorboard": "check_tensorboard.py",
+        "bytecode": "check_bytecode.py",
+    }
     if found.device == "cuda":
-        scripts.append(("check_libraries.py", *found.libraries))
-    command = " && ".join(f"python -B /inside/{' '.join(words)}" for words in scripts)
-    mounts = ("--volume", f"{INSIDE}:/inside:ro", "--volume", f"{found.lock.parent}:/locks:ro")
-    told = docker(*RESTRICTED, *mounts, "--env", "TF_CPP_MIN_LOG_LEVEL=2", image, "sh", "-ec", command)
-    assert len(told.splitlines()) == len(scripts), told
+        scripts["libraries"] = f"check_libraries.py {' '.join(found.libraries)}"
+    mounts = [f"--volume={INSIDE}:/inside:ro", f"--volume={found.lock.parent}:/locks:ro"]
+    command = " && ".join(f"python -B /inside/{script}" for script in scripts.values())
+    told = docker(*RESTRICTED, *mounts, "--env=TF_CPP_MIN_LOG_LEVEL=2", image, "sh", "-c", command)
+    assert re.findall(r"^(\w+): ", told, re.MULTILINE) == list(scripts), told
