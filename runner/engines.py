@@ -86,6 +86,7 @@ def _refuse_old(engine: Engine) -> None:
 def _address() -> str:
     """Return the address that the SDK will use, and refuse a context that there is not (the SDK would take the default)."""
     from docker.context import ContextAPI
+    from docker.utils.config import find_config_file
 
     if os.environ.get("DOCKER_HOST"):
         return os.environ["DOCKER_HOST"]
@@ -95,7 +96,9 @@ def _address() -> str:
     except Exception as error:
         raise EngineFailed(f"the Docker context {name or 'in use'} cannot be read: {error}") from error
     if context is None:
-        raise EngineFailed(f"there is no Docker context {name or 'in use'}. List them with: docker context ls")
+        # The SDK finds contexts only where there is a config.json beside them, which `docker context create` does not make.
+        unseen = "" if find_config_file() else f" If it is there, choose it once: docker context use {name}"
+        raise EngineFailed(f"there is no Docker context {name or 'in use'}. List them with: docker context ls.{unseen}")
     return str(context.Host or f"unix://{SOCKET}").replace("http+unix://", "unix://")
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, containers, need, step_of, until
+from conftest import Cli, containers, step_of, until
+from strangers import UID, Stranger, become_stranger
 
 from runner import run_directory, runs
 
@@ -258,34 +257,10 @@ def log(cli: Cli, attempt: int) -> str:
 # ---------------------------------------------------------------- whose files, and other backends
 
 
-class Stranger(Cli):
-    """A user who is not root, and may use the engine through the group of its socket.
-
-    What root's folders hold of Python and of us may be read by this user, and nothing more.
-    """
-
-    UID = 4242
-
-    @staticmethod
-    def command(*words: str | Path) -> list[str]:
-        group = Path("/var/run/docker.sock").stat().st_gid
-        reads = "-all,+dac_read_search"
-        become = [
-            "setpriv", f"--reuid={Stranger.UID}", f"--regid={Stranger.UID}", f"--groups={group}",
-            "--securebits=+no_setuid_fixup", f"--inh-caps={reads}", f"--ambient-caps={reads}", "--",
-        ]  # fmt: skip
-        return [*become, *Cli.command(*words)]
-
-
 @pytest.fixture
 def stranger(cli: Cli, tmp_path: Path) -> Stranger:
-    """The command line of such a user, with home, cache and volume of its own."""
-    need("root", os.geteuid() == 0, "only root can become another user; run the tests as root")
-    shutil.rmtree(tmp_path / "cache")
-    for place in (tmp_path / "cache", tmp_path / "home", tmp_path / "state", cli.volume):
-        place.mkdir(exist_ok=True)
-        os.chown(place, Stranger.UID, Stranger.UID)
-    return Stranger(volume=cli.volume, env={**cli.env, "HOME": str(tmp_path / "home"), "USER": "stranger"})
+    """A user who may use the engine through the group of its socket."""
+    return become_stranger(cli, tmp_path, Path("/var/run/docker.sock").stat().st_gid)
 
 
 def owners(*places: Path) -> set[int]:
@@ -299,25 +274,15 @@ def test_all_files_are_the_users_whatever_the_backend(stranger: Stranger, tmp_pa
         command = attached(stranger, step)
         stranger("stop", stranger.only().name)
         cut_off(stranger, command, STOPPED)
-        assert owners(*places) == {Stranger.UID}
+        assert owners(*places) == {UID}
     stranger.env["RUNNER_ON"] = "native"
     continued(stranger)
     stranger.run("counter", "--on", "docker", steps=STEPS + 10, pause=0.02)
     assert [attempt["backend"] for attempt in stranger.only().record["attempts"]] == ["native", "docker"] * 2
     assert stranger.report()["value"] == chain(STEPS + 10) and stranger.only().record["exact"] is True
-    assert owners(*places) == {Stranger.UID}
+    assert owners(*places) == {UID}
     stranger("rm", stranger.only().name, "--files")
     assert list(stranger.volume.iterdir()) == []
-
-
-def test_root_leaves_no_file_of_root_on_the_volume(cli: Cli) -> None:
-    need("root", os.geteuid() == 0, "run the tests as root")
-    cli("run", "counter")
-    assert 0 not in owners(cli.only().directory)
-    cli("run", "counter", "-P", "steps=30", "--on", "native")
-    cli("run", "counter", "-P", "steps=40")
-    assert 0 not in owners(cli.only().directory)
-    assert cli.report()["value"] == chain(40)
 
 
 # ---------------------------------------------------------------- the trainer
@@ -359,12 +324,8 @@ def test_the_training_has_the_same_bits_over_stops_kills_and_backends(
     environment_image("tf2.21-cpu")
     environment_python("tf2.21-cpu")
     cli(*TRAINING, "--name", "whole")
-    for words, interrupt in (
-        (("--on", "native"), lambda: cli("stop", "cut")),
-        (("--on", "docker"), lambda: cli("stop", "cut")),
-        (("--on", "docker"), lambda: the_container(cli).kill()),
-    ):
-        command = train_a_while(cli, *words)
+    for interrupt in (lambda: cli("stop", "cut"), lambda: the_container(cli).kill()):
+        command = train_a_while(cli)
         interrupt()
         assert command.wait(60) == 75
     cli(*TRAINING, "--name", "cut", "--on", "native")
@@ -378,6 +339,9 @@ def test_the_training_has_the_same_bits_over_the_death_of_the_engine(
     own_engine.load(environment_image("tf1.15-cpu"))  # the smallest: it has to get to the other engine
     environment_python("tf1.15-cpu")
     cli(*TRAINING, "--name", "whole", "-E", "tf1.15-cpu", "--on", "native")
+    command = train_a_while(cli, "-E", "tf1.15-cpu", "--on", "native")
+    cli("stop", "cut")
+    assert command.wait(60) == 75
     command = train_a_while(cli, "-E", "tf1.15-cpu")
     own_engine.kill_everything()
     assert command.wait(60) == 75
