@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 from conftest import BASE_IMAGE, ROOT, Cli, need, until
 from engines import PrivateEngine
+from terminals import on_terminal
 from wheels import build_wheel, lock_of
 
 from runner import environments, images
@@ -190,6 +191,15 @@ def test_it_adds_to_its_base_the_packages_and_bytecode_and_nothing_else(row: Row
     assert "small" in programs and not programs & {"uv", "uvx", "pip", "gcc", "cc"}
     assert docker(*RESTRICTED, told["image"], "small") == "small works\n"
     assert any(path.endswith("small.cpython-313.pyc") for path in files_of(told["image"]))
+
+
+def test_on_a_terminal_one_line_shows_the_step(row: Row, served: Index) -> None:
+    row.write(served.lock)
+    served.trusted_by(row.cli)
+    code, shown = on_terminal(row.cli, "build", row.name)
+    assert code == 0 and f"image {row.name}: installing the packages … " in shown
+    lines = [line.split("\r")[-1].strip() for line in shown.split("\r\n") if line.strip()]
+    assert len(lines) == 1 and re.match(rf"tensorflow-runner:{row.name}-\w+: made in \d+ s, \d+ MB$", lines[0]), shown
 
 
 # Where packages come from.
