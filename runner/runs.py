@@ -190,6 +190,9 @@ def sentence(run: Found) -> str:
     if run.state == "pending":
         return "It is starting."
     words: str = run_directory.describe(run.record, str(run.directory), run.going, run.request.get("code", {}))
+    last = (run.record.get("attempts") or [{}])[-1]
+    if run.state == "failed" and last.get("oom") and run.backend != "native":
+        words += " Give it more memory with --memory, or a smaller batch."
     checkpoint = run.record.get("checkpoint") if run.going else None
     return words + (f" Its last checkpoint: {run_directory.checkpoint_words(checkpoint)}." if checkpoint else "")
 
