@@ -66,13 +66,15 @@ class Started:
     directory: Path
     handover: Path
     _looked: float = field(default=0.0, init=False)
+    _pause: float = field(default=0.02, init=False)  # to the next look: short runs end soon, long ones need few
     _silent_since: float | None = field(default=None, init=False)
     _end: tuple[int, str] | None = field(default=None, init=False)
 
     def refused(self) -> tuple[int, str] | None:
-        if self._end is None and time.monotonic() - self._looked >= 0.05:
+        if self._end is None and time.monotonic() - self._looked >= self._pause:
             self._end = self._look()
             self._looked = time.monotonic()
+            self._pause = min(1.05 * self._pause, 0.25)
         return self._end
 
     def _look(self) -> tuple[int, str] | None:
