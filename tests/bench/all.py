@@ -35,6 +35,10 @@ def trainer() -> dict[str, Any]:
         return measured("bench_trainer.py", python, RUNNER_DATA=folder, **threads)
 
 
+def seconds(found: dict[str, Any], name: str) -> str:
+    return f"{found[name]:.2f} s" if name in found else f"not measured: {found['skipped']}"
+
+
 def main() -> None:
     runner, environment, training = measured("bench_runner.py"), measured("bench_environments.py"), trainer()
     checkpoint = training["checkpoint"]
@@ -53,8 +57,10 @@ def main() -> None:
             "at most 2 %",
         ],
     ]
+    docker = measured("bench_docker.py")
+    rows.append(["a run in Docker over `docker run`", seconds(docker, "overhead_s"), "at most 0.4 s"])
     table(["what", "measured", "budget"], rows)
-    print(json.dumps({"runner": runner, "environment": environment, "training": training}))
+    print(json.dumps({"runner": runner, "environment": environment, "training": training, "docker": docker}))
 
 
 if __name__ == "__main__":
