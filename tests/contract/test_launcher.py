@@ -679,7 +679,7 @@ def test_an_image_may_have_python_3_6(cli, tmp_path):
 def test_an_image_with_an_older_python_is_refused_in_words(cli):
     candidates = [
         shutil.which("python2.7"),
-        *Path.home().glob(".pyenv/versions/2.7.*/bin/python"),
+        *Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv").glob("versions/2.7.*/bin/python"),
     ]  # the first may be a shim
     found = next((path for path in candidates if path and subprocess.run([path, "-c", ""]).returncode == 0), None)
     need("Python 2.7", found is not None, "install it with: pyenv install 2.7")
