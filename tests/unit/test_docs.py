@@ -7,6 +7,7 @@ import click
 import pytest
 
 from runner.cli import cli
+from runner.settings import KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -32,6 +33,22 @@ def test_every_option_in_the_readme_exists():
     known = {flag for command in [*commands(), cli] for parameter in command.params for flag in parameter.opts}
     known |= {"--help", "--epochs", "--logdir"}
     assert set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", README)) <= known
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_of_a_profile_stands_in_the_readme(key):
+    assert f"`{key}`" in README
+
+
+def test_every_variable_of_an_option_stands_in_the_readme():
+    options = [parameter for command in commands() for parameter in command.params]
+    assert {option.envvar for option in options if option.envvar} <= set(re.findall(r"RUNNER_[A-Z_]+", README))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_variables_in_the_documents_are_read_somewhere(document):
+    code = "".join(path.read_text() for folder in ("runner", "jobs", "tests") for path in (ROOT / folder).rglob("*.py"))
+    assert set(re.findall(r"RUNNER_[A-Z_]+", (ROOT / document).read_text())) <= set(re.findall(r"RUNNER_[A-Z_]+", code))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
