@@ -5,7 +5,6 @@ BuildKit makes them, which only the command line `docker buildx` can ask for; al
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -40,6 +39,7 @@ _NO_BUILDX = (
     "(https://docs.docker.com/go/buildx/). Without Docker: --on native."
 )
 _NO_CONTEXTS = ("20.", "22.")  # the Dockerfile frontends that know one build context only
+_LARGEST_SECRET = 500 * 1024  # for BuildKit
 _LOOPBACK = re.compile(r"(localhost|127\.[\d.]+|\[?::1\]?)$")
 
 # What buildx says went wrong, told by the first pattern that matches; what packages.explain knows comes after these.
@@ -315,7 +315,12 @@ def _refuse_without_docker() -> None:
 
 
 def _refuse_without_buildx(engine: Engine) -> None:
-    if not engine.podman and engine.version.startswith(_NO_CONTEXTS):
+    if engine.podman:
+        raise EngineFailed(
+            "Podman runs images, but has no BuildKit to make them. Take them from a registry (RUNNER_REGISTRY) to which an "
+            "engine of Docker's has pushed them (runner build --push), or run an image of your own: --image."
+        )
+    if engine.version.startswith(_NO_CONTEXTS):
         raise EngineFailed(
             f"the Docker engine at {engine.address} is version {engine.version}, which runs images, but cannot make them "
             "(23.0 can). Bring it up to date, or take images from a registry (RUNNER_REGISTRY)."
@@ -348,7 +353,7 @@ def _command(engine: Engine, recipe: Recipe, digest: str | None, index: Mapping[
     secrets = {"index": "env=RUNNER_INDEX"}
     bundle, netrc = packages.ca_bundle(), Path(os.environ.get("NETRC") or Path.home() / ".netrc")
     if bundle:
-        secrets["ca"] = f"src={bundle}"
+        secrets["ca"] = f"src={_small(bundle)}"
     if netrc.is_file():
         secrets["netrc"] = f"src={netrc}"
     arguments = {"BASE": recipe.base, "PYTHON": recipe.python}
@@ -364,11 +369,20 @@ def _command(engine: Engine, recipe: Recipe, digest: str | None, index: Mapping[
     ]  # fmt: skip
 
 
+def _small(bundle: Path) -> Path:
+    if bundle.stat().st_size > _LARGEST_SECRET:
+        raise EnvironmentFailed(
+            f"the CA bundle {bundle} is larger than the {terminal.size(_LARGEST_SECRET)} that a build may be given as a secret. "
+            "Name a file with your own CA in it alone: RUNNER_CA_BUNDLE=/path/to/ca.pem."
+        )
+    return bundle
+
+
 def _builder() -> list[str]:
     """Name the builder that is the engine itself: one in a container does not have the engine's images."""
     if "BUILDX_BUILDER" in os.environ:
         return []
-    return [f"--builder={process.call(['docker', 'context', 'show']).strip()}"]
+    return [f"--builder={process.call(['docker', 'context', 'inspect', '--format', '{{.Name}}']).strip()}"]
 
 
 def _platform_of(engine: Engine, recipe: Recipe) -> str:
@@ -419,19 +433,19 @@ def _uv(engine: Engine, recipe: Recipe, line: terminal.ProgressLine) -> Path:
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(architecture, architecture)
     version = metadata.version("uv")
     folder = resources.cache("images", f"uv-{version}-{architecture}")
-    if not (folder / "bin" / "uv").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
-            made = Path(partial, "made")
-            if sys.platform == "linux" and platform.machine() == machine:
-                (made / "bin").mkdir(parents=True)
-                shutil.copy2(packages.command()[0], made / "bin" / "uv")
-            else:
-                line.update(f"image {recipe.name}: fetching uv for {architecture}", force=True)
-                options = ("--target", made, "--python-platform", f"{machine}-unknown-linux-gnu", "--no-deps")
-                packages.uv("pip", "install", *options, f"uv=={version}", doing=f"fetching uv for {architecture}")
-            with contextlib.suppress(OSError):  # another runner was quicker
-                made.rename(folder)
+    with locks.held(folder.with_name(f"{folder.name}.lock"), f"uv for {architecture}"):
+        if (folder / "bin" / "uv").exists():
+            return folder / "bin"
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a runner that was killed
+        if sys.platform == "linux" and platform.machine() == machine:
+            (partial / "bin").mkdir(parents=True)
+            shutil.copy2(packages.command()[0], partial / "bin" / "uv")
+        else:
+            line.update(f"image {recipe.name}: fetching uv for {architecture}", force=True)
+            options = ("--target", partial, "--python-platform", f"{machine}-unknown-linux-gnu", "--no-deps")
+            packages.uv("pip", "install", *options, f"uv=={version}", doing=f"fetching uv for {architecture}")
+        partial.rename(folder)
     return folder / "bin"
 
 

@@ -361,6 +361,13 @@ def test_a_ca_bundle_that_is_not_there_is_told(row: Row, served: Index) -> None:
     assert "PIP_CERT names /nowhere/ca.pem, which does not exist" in row.fails()
 
 
+def test_a_ca_bundle_that_is_too_large_is_told(row: Row, tmp_path: Path) -> None:
+    large = tmp_path / "ca.pem"
+    large.write_bytes(b"#" * 600_000)
+    row.cli.env["PIP_CERT"] = str(large)
+    assert f"the CA bundle {large} is larger than the 512 kB that a build may be given" in row.fails()
+
+
 def test_a_package_that_is_not_the_locks_is_refused(row: Row, served: Index) -> None:
     row.write(lock_of(b"another"))
     served.trusted_by(row.cli)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from runner import environments, images
 from runner.engines import Engine
-from runner.errors import UsageError
+from runner.errors import EngineFailed, UsageError
 from runner.terminal import ProgressLine
 
 LOCK = "small==1.0 --hash=sha256:00\n"
@@ -199,6 +200,18 @@ def test_what_fails_outside_of_all_steps_is_told_too() -> None:
     steps.heard(said)
     told = images._why(ENGINE, RECIPE, steps, said)
     assert told == "making the image tf2.15-cpu failed while reading the lock. It says:\n" + said.strip()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"podman": True}, "Podman runs images, but has no BuildKit"),
+        ({"version": "20.10.24"}, "is version 20.10.24, which runs images, but cannot make them"),
+    ],
+)
+def test_an_engine_that_cannot_make_images_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(EngineFailed, match=message):
+        images._refuse_without_buildx(replace(ENGINE, **changes))
 
 
 @pytest.mark.parametrize("asked", ["https://registry.example.org", "", "Registry.example.org", "a b", "host:port/x"])
