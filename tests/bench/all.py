@@ -35,8 +35,8 @@ def trainer() -> dict[str, Any]:
         return measured("bench_trainer.py", python, RUNNER_DATA=folder, **threads)
 
 
-def seconds(found: dict[str, Any], name: str) -> str:
-    return f"{found[name]:.2f} s" if name in found else f"not measured: {found['skipped']}"
+def told(found: dict[str, Any], name: str, unit: str) -> str:
+    return f"{found[name]:.2f} {unit}" if name in found else f"not measured: {found['skipped']}"
 
 
 def main() -> None:
@@ -57,10 +57,21 @@ def main() -> None:
             "at most 2 %",
         ],
     ]
-    docker = measured("bench_docker.py")
-    rows.append(["a run in Docker over `docker run`", seconds(docker, "overhead_s"), "at most 0.4 s"])
+    docker, image = measured("bench_docker.py"), measured("bench_images.py")
+    rows += [
+        ["a run in Docker over `docker run`", told(docker, "overhead_s", "s"), "at most 0.4 s"],
+        ["an unchanged image built again", told(image, "unchanged_s", "s"), "at most 1 s"],
+        [
+            "an image: a naive build over ours, packages cached",
+            told(image, "build_naive_over_ours", "x"),
+            "more than 1 x",
+        ],
+        ["its first training step: naive over ours", told(image, "first_step_naive_over_ours", "x"), "at least 1 x"],
+        ["its size: naive over ours", told(image, "size_naive_over_ours", "x"), "at least 1 x"],
+    ]
     table(["what", "measured", "budget"], rows)
-    print(json.dumps({"runner": runner, "environment": environment, "training": training, "docker": docker}))
+    parts = {"runner": runner, "environment": environment, "training": training, "docker": docker, "image": image}
+    print(json.dumps(parts))
 
 
 if __name__ == "__main__":
