@@ -23,7 +23,6 @@ from importlib import metadata
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from runner import __version__, engines, environments, locks, packages, process, resources, terminal, yamlfile
 from runner.engines import Engine
@@ -40,7 +39,7 @@ _NO_BUILDX = (
 )
 _NO_CONTEXTS = ("20.", "22.")  # the Dockerfile frontends that know one build context only
 _LARGEST_SECRET = 500 * 1024  # for BuildKit
-_LOOPBACK = re.compile(r"(localhost|127\.[\d.]+|\[?::1\]?)$")
+_LOOPBACK = re.compile(r"://(?:[^/@\s]*@)?(?:localhost|127\.[\d.]+|\[::1\])(?=[:/\s,]|$)")
 
 # What buildx says went wrong, told by the first pattern that matches; what packages.explain knows comes after these.
 _BUILD = (
@@ -79,6 +78,10 @@ _REGISTRY = (
     (
         r"unauthorized|no basic auth|authentication required|denied|\b40[13]\b|forbidden",
         "{host} refused: it wants a login, or this login may not do that. Log in with: docker login {host}",
+    ),
+    (
+        r"no matching manifest|not match the specified platform",
+        "What {host} has under this name is for another kind of processor. Check the name, {elsewhere}.",
     ),
     (
         r"not found|manifest unknown|does not exist|invalid reference format|\b404\b",
@@ -364,7 +367,7 @@ def _command(engine: Engine, recipe: Recipe, digest: str | None, index: Mapping[
         *(f"--label={key}={value}" for key, value in _labels(recipe, digest).items()),
         *(f"--secret=id={key},{value}" for key, value in secrets.items()),
         # A proxy or an index on this machine is on another address in the build's own network.
-        *(["--network=host"] if any(map(_on_loopback, index.values())) else []),
+        *(["--network=host"] if any(map(_LOOPBACK.search, index.values())) else []),
         "-",
     ]  # fmt: skip
 
@@ -468,13 +471,6 @@ def _as_shell(variables: Mapping[str, str]) -> str:
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
-def _on_loopback(value: str) -> bool:
-    try:
-        return bool(_LOOPBACK.match(urlsplit(value).hostname or ""))
-    except ValueError:
-        return False
-
-
 # The base image, and registries.
 
 
@@ -524,7 +520,7 @@ def _fetched(engine: Engine, recipe: Recipe, registry: str) -> bool:
         try:
             _pull(engine, remote, f"image {recipe.name}", line, elsewhere="or RUNNER_REGISTRY")
         except EnvironmentFailed as failure:
-            print(f"{str(failure).splitlines()[0]} It is built instead.", file=sys.stderr, flush=True)
+            print(" ".join(str(failure).split()), "It is built instead.", file=sys.stderr, flush=True)
             return False
     try:
         for name in (recipe.reference, recipe.alias):
@@ -536,6 +532,7 @@ def _fetched(engine: Engine, recipe: Recipe, registry: str) -> bool:
 
 def _push(engine: Engine, recipe: Recipe, registry: str) -> str:
     """Send an image to a registry with the user's own login, and return the name that means this very image."""
+    _refuse_without_docker()
     remote = f"{registry}/{REPOSITORY}:{recipe.tag}"
     process.call(["docker", "tag", recipe.reference, remote])
     with terminal.ProgressLine() as line:

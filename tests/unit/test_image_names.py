@@ -99,15 +99,15 @@ def test_only_what_a_build_can_reach_comes_with_it(monkeypatch: pytest.MonkeyPat
     [
         ("http://127.0.0.1:3128", True),
         ("https://me:pw@localhost/simple", True),
-        ("http://[::1]:8080", True),
+        ("https://index.example.org/simple http://localhost:8080", True),
+        ("mine=http://[::1]:8080", True),
         ("https://localhost.example.org", False),
         ("https://pypi.org/simple", False),
-        ("http://[broken", False),
-        ("true", False),
+        ("localhost,127.0.0.1", False),
     ],
 )
 def test_what_is_on_this_machine_is_known(value: str, there: bool) -> None:
-    assert images._on_loopback(value) is there
+    assert bool(images._LOOPBACK.search(value)) is there
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,10 @@ SAID = {
         "The engine cannot reach r.example.org"
     ),
     'Get "https://r.example.org/v2/": net/http: request canceled (Client.Timeout exceeded)': "The engine cannot reach",
+    "no matching manifest for linux/arm64/v8 in the manifest list entries": "What r.example.org has under this name is for another",
+    "image with reference r.example.org/python:3.11 was found but does not match the specified platform: wanted linux/amd64": (
+        "What r.example.org has under this name is for another kind of processor"
+    ),
     "write /var/lib/docker/tmp/GetImageBlob12345: no space left on device": "The disk of the Docker engine is full (it keeps images "
     "in /var/lib/docker)",
 }
