@@ -238,7 +238,11 @@ def environment_image(engine: engines.Engine) -> Callable[[str], str]:
         try:
             return images.ensure(engine, row.name, row.lock_text, row.pythons[0], BASE_IMAGE)
         except EnvironmentFailed as error:
-            need("docker", False, f"{error}\nWithout the official base images: tests/engine/bases (CONTRIBUTING.md, Tests)")
+            need(
+                "docker",
+                False,
+                f"{error}\nWithout the official base images: tests/engine/bases (CONTRIBUTING.md, Tests)",
+            )
             raise
 
     return image
