@@ -182,15 +182,15 @@ def test_it_adds_to_its_base_the_packages_and_bytecode_and_nothing_else(row: Row
     row.write(served.lock)
     served.trusted_by(row.cli)
     (told,) = row.cli("build", row.name, "--json").json()
-    base = files_of(images.base_image(PYTHON, BASE_IMAGE))
-    added = {path for path in files_of(told["image"]) - base if "/__pycache__" not in path}
+    new = files_of(told["image"]) - files_of(images.base_image(PYTHON, BASE_IMAGE))
+    added = {path for path in new if "/__pycache__" not in path}
     assert {path for path in added if not path.startswith("opt/environment")} == set()
     packages = {path.partition("site-packages/")[2] for path in added if "site-packages/" in path}
     assert "small.py" in packages and not any(re.search(r"(^|/)(uv|pip|launch\.py)$", path) for path in added)
     programs = {Path(path).name for path in added if "/bin/" in path}
     assert "small" in programs and not programs & {"uv", "uvx", "pip", "gcc", "cc"}
     assert docker(*RESTRICTED, told["image"], "small") == "small works\n"
-    assert any(path.endswith("small.cpython-313.pyc") for path in files_of(told["image"]))
+    assert any(path.endswith("small.cpython-313.pyc") for path in new)
 
 
 def test_on_a_terminal_one_line_shows_the_step(row: Row, served: Index) -> None:
@@ -517,9 +517,7 @@ def test_two_at_once_make_one_image(row: Row, served: Index) -> None:
     served.opened.set()
     outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)
-    assert [output.partition(": made")[0] for output in outputs] == [
-        outputs[0].partition(":")[0] + ":" + outputs[0].split(":")[1]
-    ] * 2
+    assert len({output.partition(": ")[0] for output in outputs}) == 1 and row.name in outputs[0]
     assert len(row.images()) == 1
 
 
