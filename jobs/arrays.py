@@ -8,8 +8,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import zipfile
+
+# A SavedModel has each variable in several lists, and names it by the list that it came to first: the next process by
+# another (1.15), or with other numbers (Keras 3).
+LISTED = re.compile(r"^(_all_variables|(non_)?(trainable_)?variables)/\d+/")
 
 
 def arrays(path):
@@ -56,9 +61,11 @@ def tensorflow_checkpoint(prefix):
     reader = tf.train.load_checkpoint(prefix)
     names = [name for name in reader.get_variable_to_shape_map() if _is_array(name)]
     found = {name: digest(reader.get_tensor(name)) for name in sorted(names)}
-    # Keras 3 exports these a second time, numbered in the order of a set, which is another in every process.
-    unordered = [name for name in found if name.startswith("_all_variables/")]
-    return dict(found, **dict(zip(unordered, sorted(found[name] for name in unordered))))
+    listed = [name for name in found if LISTED.match(name)]
+    return dict(
+        {name: found[name] for name in found if name not in listed},
+        **{"variables/%d" % number: hashed for number, hashed in enumerate(sorted(found[name] for name in listed))},
+    )
 
 
 def _is_array(name):

@@ -1,13 +1,13 @@
 """Starts a job, watches it, retries it, and writes down what happened: the same small supervisor in all backends.
 
 Runs inside the environment (Python 3.6 to 3.13, standard library only): `python launch.py VOLUME [DATA]`. The folder that
-holds this file is the hand-over of one submission: run_directory.py, request.json, project.tar, runner.lock, and
+holds this file is the hand-over of one submission: the modules beside it, request.json, project.tar, runner.lock, and
 lib/runner_checkpoint.py. Only this process and its child write in the run's directory `VOLUME/<run>`.
 
 What it returns is final for the submission:
    0  done                                            64  refused: the request is not the one that the run began with
   75  interrupted by a SIGTERM, goes on later         69  another launcher holds this run
-  70  crashed more often than the retries allow       78  the volume cannot be used
+  70  crashed more often than the retries allow       78  the volume, the image or the GPUs cannot be used
   other codes of the job that say "do not try again" are passed on (2, 64, 65, 78, and any before a first checkpoint).
 """
 
@@ -18,7 +18,6 @@ import glob
 import json
 import os
 import platform
-import re
 import select
 import shutil
 import signal
@@ -35,6 +34,8 @@ if sys.version_info < (3, 6):  # in an image of the user's own; what is below mu
     )
     sys.exit(78)
 
+from machine import memory, processor, size, usable_cpus
+from output import MARK, Log, Progress
 from run_directory import (
     CRASHED,
     FINAL_CODES,
@@ -64,84 +65,13 @@ from run_directory import (
 
 RESERVE, RESERVED = ".reserve", 32768  # a file that only takes up space, and its bytes
 GRACE = float(os.environ.get("RUNNER_GRACE", "110"))  # seconds from SIGTERM to SIGKILL; backends give 120
-LOOK = "--look-for-gpus"  # this file, called with it, says which GPUs there are
 LOOKING = 60.0  # seconds that a driver has for that: without its persistence mode it starts each GPU anew
 # Where machines have their driver that tell it to programs by LD_LIBRARY_PATH alone: notebook hosts, clusters, WSL, NixOS.
 DRIVERS = ("/usr/lib64-nvidia", "/usr/local/nvidia/lib64", "/usr/lib/wsl/lib", "/run/opengl-driver/lib")
-PATIENCE = 5.0  # seconds for whoever reads our output and has let it pile up
 HANDING_OVER = 60.0  # seconds after which whoever was to write on the standard input is taken for dead
-MARK = "@runner "  # starts a log line that is meant for programs
 
 
-# ---------------------------------------------------------------- the machine
-
-
-def processor():
-    """Return what decides the bits of a result: the architecture and the instruction sets that libraries choose by."""
-    with contextlib.suppress(OSError, StopIteration, IndexError):
-        with open("/proc/cpuinfo") as file:
-            flags = next(line for line in file if line.startswith(("flags", "Features"))).split(":")[1].split()
-        chosen = [flag for flag in flags if re.match(r"avx|fma|sse4|amx|asimd|sve", flag)]
-        return " ".join([platform.machine()] + sorted(chosen))
-    return platform.machine()
-
-
-def usable_cpus():
-    """Return how many processors this process may use: the smaller of affinity and cgroup quota, at least 1."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:
-        count = os.cpu_count() or 1
-    quota = _cgroup_quota()
-    return max(1, min(count, int(quota)) if quota else count)
-
-
-def _cgroup_quota():
-    with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu.max") as file:  # version 2
-            limit, period = file.read().split()
-        return None if limit == "max" else -(-int(limit) // int(period))
-    with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:
-            limit = int(file.read())
-        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
-            return None if limit <= 0 else -(-limit // int(file.read()))
-    return None
-
-
-def memory():
-    """Return (how many processes the kernel has killed for want of memory, the limit in bytes) of this cgroup; None: unknown."""
-    for events, limit in _memory_files():
-        with contextlib.suppress(OSError, AttributeError):
-            with open(events) as file:
-                kills = int(re.search(r"^oom_kill (\d+)$", file.read(), re.MULTILINE).group(1))
-            return kills, _memory_limit(limit)
-    return None, None
-
-
-def _memory_files():
-    """Give where the counter and the limit may be: at the cgroup's own path, or, in a container, at the top."""
-    with contextlib.suppress(OSError):
-        with open("/proc/self/cgroup") as file:
-            groups = [line.rstrip("\n").split(":", 2) for line in file]
-        own = {kinds: path.strip("/") for _, kinds, path in groups}
-        for path in (own.get("", ""), ""):
-            yield [os.path.join("/sys/fs/cgroup", path, name) for name in ("memory.events", "memory.max")]
-        for path in (own.get("memory", ""), ""):
-            names = ("memory.oom_control", "memory.limit_in_bytes")  # version 1
-            yield [os.path.join("/sys/fs/cgroup/memory", path, name) for name in names]
-
-
-def _memory_limit(path):
-    with contextlib.suppress(OSError, ValueError):  # "max"
-        with open(path) as file:
-            limit = int(file.read())
-        return limit if limit < 1 << 60 else None  # version 1 says "none" by the largest number that there is
-    return None
-
-
-def _size(count):
-    return "%d GiB" % (count >> 30) if count % (1 << 30) == 0 else "%d MiB" % (count >> 20)
+# ---------------------------------------------------------------- words and files
 
 
 def _other(key, now, first):
@@ -191,74 +121,6 @@ def _free(path):
     while os.path.lexists("%s.%d" % (path, number)):
         number += 1
     return "%s.%d" % (path, number)
-
-
-# ---------------------------------------------------------------- GPUs
-
-
-def look_for_gpus(backend, *libraries):
-    """Print {"names": of the GPUs that TensorFlow could use, "problem": why it could use none}.
-
-    In a process of its own, with the job's variables: so it meets what the job would, and leaves nothing open on a GPU.
-    """
-    names, problem = [], None
-    native = backend == "native"
-    no_driver = "Install NVIDIA's driver" if native else "It is NVIDIA's driver, which its container toolkit brings in"
-    damaged = "%s is damaged: remove it, and it is made anew" % (sys.prefix if native else "The image")
-    try:
-        driver = _load("libcuda.so.1", no_driver)
-        for name in libraries:
-            _load(name, damaged)
-        _start(driver, libraries)
-        names = list(_names(driver))
-    except _Unusable as error:
-        problem = str(error)
-    print(json.dumps({"names": names, "problem": problem}))
-
-
-class _Unusable(Exception):
-    pass
-
-
-def _load(name, remedy):
-    try:
-        return ctypes.CDLL(name)
-    except OSError as error:  # the loader names the file, also where it is one that this library needs
-        problem = error
-    raise _Unusable("%s cannot be loaded (%s). %s" % (name, problem, remedy))
-
-
-def _start(driver, libraries):
-    """Start the driver, and compare the CUDA that it knows with the one that the libraries are of."""
-    known = ctypes.c_int()
-    driver.cuDriverGetVersion(ctypes.byref(known))
-    wanted = [int(match.group(1)) for match in (re.match(r"libcudart\.so\.(\d+)", name) for name in libraries) if match]
-    if wanted and known.value // 1000 < wanted[0]:
-        words = "NVIDIA's driver is too old: it knows CUDA up to %d.%d, and TensorFlow needs %d here. Install a newer driver"
-        raise _Unusable(words % (known.value // 1000, known.value % 1000 // 10, wanted[0]))
-    code = driver.cuInit(0)
-    if code == 100:
-        raise _Unusable("no GPU is visible. `nvidia-smi` shows those of the machine")
-    if code:
-        raise _Unusable(
-            "NVIDIA's driver does not start: cuInit gave %d%s. See `nvidia-smi`" % (code, _cuda_name(driver, code))
-        )
-
-
-def _cuda_name(driver, code):
-    name = ctypes.c_char_p()
-    with contextlib.suppress(AttributeError):
-        driver.cuGetErrorName(code, ctypes.byref(name))
-    return " (%s)" % name.value.decode() if name.value else ""
-
-
-def _names(driver):
-    count = ctypes.c_int()
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    for number in range(count.value):
-        name = ctypes.create_string_buffer(100)
-        driver.cuDeviceGetName(name, len(name), number)  # a device's handle is its number
-        yield name.value.decode("utf-8", "replace")
 
 
 # ---------------------------------------------------------------- the launcher
@@ -350,7 +212,7 @@ class Launcher:
         """Refuse to start where the GPUs that were asked for cannot be used; note their names."""
         try:
             found = subprocess.run(
-                [sys.executable, "-E", os.path.abspath(__file__), LOOK, self.backend] + self.request.get("libraries", []),
+                [sys.executable, "-E", os.path.join(self.handover, "gpus.py"), self.backend] + self.request.get("libraries", []),
                 env=self.variables(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=LOOKING,
             )  # fmt: skip
             said = json.loads(found.stdout.decode())
@@ -878,7 +740,7 @@ class Attempt:
         if None in (kills, self.killed_before) or kills <= self.killed_before:
             return None
         self.entry["oom"] = True
-        return "OOM; the limit is %s" % _size(limit) if limit else "OOM; the machine had no more"
+        return "OOM; the limit is %s" % size(limit) if limit else "OOM; the machine had no more"
 
 
 def _ending(code):
@@ -926,121 +788,6 @@ def _alive(pid):
     return True
 
 
-class Log:
-    """The log of an attempt: the job's output as it comes, and whole lines of our own in between."""
-
-    def __init__(self, path, on_line):
-        self.path, self.on_line = path, on_line
-        self.file = None
-        self.partial = b""
-        self.waiting = []
-        self.last_line = ""
-        self.lost = 0
-        self.patience = PATIENCE
-
-    def open(self):
-        self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open for as long as the child lives)
-
-    def write(self, chunk):
-        """Append output; where the disk is full it is dropped and counted, for the training must go on."""
-        self._append(chunk)
-        lines = (self.partial + chunk).split(b"\n")
-        self.partial = lines.pop()[-65536:]
-        for line in lines:
-            self.on_line(line)
-            if line.strip() and not line.startswith(MARK.encode()):
-                self.last_line = line.decode("utf-8", "replace").strip()[:300]
-        if not self.partial:
-            while self.waiting:
-                self._append(self.waiting.pop(0))
-
-    def own(self, line):
-        """Write a line of our own, once the job's own line is at its end."""
-        self.waiting.append((line + "\n").encode())
-        if not self.partial:
-            self.write(b"")
-
-    def close(self):
-        if self.partial:
-            self.write(b"\n")
-        self.write(b"")
-        self.file.close()
-
-    def _append(self, chunk):
-        if not chunk:
-            return
-        try:
-            if self.lost:
-                note = "\n[%d bytes of output were lost: the disk was full]\n" % self.lost
-                self.file.write(note.encode())
-                self.lost = 0
-            written = self.file.write(chunk)
-            self.lost += len(chunk) - written
-        except OSError:
-            self.lost += len(chunk)
-        with contextlib.suppress(OSError):  # nobody need listen: the log is in its file
-            self._show(chunk)
-
-    def _show(self, chunk):
-        """Copy output to our own. A reader that is away (an engine that is down) is not waited for: it would hold up the training."""
-        for start in range(0, len(chunk), select.PIPE_BUF):
-            if not select.select([], [1], [], self.patience)[1]:
-                self.patience = 0
-                return
-            self.patience = PATIENCE
-            os.write(1, chunk[start : start + select.PIPE_BUF])  # so much is taken at once where any is
-
-
-class Progress:
-    """How far the job is: from metrics.jsonl and from what it prints; with the time left, from the pace of this attempt."""
-
-    def __init__(self, path):
-        self.path = path
-        self.offset = os.path.getsize(path) if os.path.exists(path) else 0
-        self.value = None
-        self.changed = False
-        self.first = None  # (time, step) of this attempt's first report
-
-    def read_metrics(self):
-        """Take up new lines of metrics.jsonl; return whether there were any."""
-        try:
-            size = os.path.getsize(self.path)
-            self.offset = min(self.offset, size)  # a resumed job cuts off what it will write again
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                content = file.read()
-        except OSError:
-            return False
-        whole = content[: content.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        for line in whole.splitlines():
-            with contextlib.suppress(ValueError):
-                self.take(json.loads(line.decode("utf-8", "replace")))
-        return bool(whole)
-
-    def take(self, report):
-        if not isinstance(report, dict):
-            return
-        self.changed = True
-        place = ("step", "total_steps", "epoch", "epochs")
-        value = {key: report[key] for key in place if key in report}
-        metrics = {key: number for key, number in report.items() if key not in place and type(number) in (int, float)}
-        previous = self.value or {}
-        self.value = dict(previous, **value)
-        self.value["metrics"] = dict(previous.get("metrics", {}), **metrics)
-        self.value["seconds_left"] = self._left()
-
-    def _left(self):
-        step, total = self.value.get("step"), self.value.get("total_steps")
-        if type(step) is not int or type(total) is not int:
-            return None
-        now = time.monotonic()
-        if self.first is None or step < self.first[1]:
-            self.first = (now, step)
-        elapsed, made = now - self.first[0], step - self.first[1]
-        return round(elapsed / made * (total - step), 1) if made > 0 and elapsed > 0 else None
-
-
 def main(argv):
     handover = os.path.dirname(os.path.abspath(__file__))
     volume = os.path.abspath(argv[1])
@@ -1057,4 +804,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(look_for_gpus(*sys.argv[2:]) if sys.argv[1] == LOOK else main(sys.argv))
+    sys.exit(main(sys.argv))

@@ -18,7 +18,7 @@ from runner.errors import RunnerError
 from runner.runs import Found
 from runner.specs import Run
 
-FILES = (("launch.py", "."), ("run_directory.py", "."), ("runner_checkpoint.py", "lib"))
+FILES = ("launch.py", "run_directory.py", "machine.py", "gpus.py", "output.py")
 
 
 def path(run: Run) -> Path:
@@ -35,8 +35,9 @@ def write(run: Run, folder: Path, owner: tuple[int, int] | None = None) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700)  # the archive has all files of the project, whoever may read them there
         (folder / "lib").mkdir()
-        for name, place in FILES:
-            shutil.copyfile(resources.data("jobs", name), folder / place / name)
+        for name in FILES:
+            shutil.copyfile(resources.data("jobs", name), folder / name)
+        shutil.copyfile(resources.data("jobs", "runner_checkpoint.py"), folder / "lib" / "runner_checkpoint.py")
         projects.archive(run.code, folder / "project.tar")
         (folder / "directory").write_bytes(os.fsencode(run.directory))
         (folder / "runner.lock").write_text(run.lock)
