@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner import backends, plan, resources, run_directory, runs, terminal
+from runner import backends, plan, process, resources, run_directory, runs, terminal
 from runner.backends import Submission
 from runner.errors import RunnerError
 from runner.plan import Asked
@@ -66,7 +66,7 @@ def prove(asked: Asked, kills: int, seed: int | None, as_json: bool) -> int:
 def _temporary(parent: Path | None) -> Iterator[Path]:
     """Give a folder for both volumes: on the disk where the runs live, for what is proved is that disk's, too."""
     volume = plan.volume_of(parent)
-    with _ends_like_ctrl_c():
+    with process.ends_like_ctrl_c():
         place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=volume if volume.is_dir() else None))
         lock = run_directory.Lock(str(place), "prove")
         try:
@@ -81,23 +81,6 @@ def _temporary(parent: Path | None) -> Iterator[Path]:
                     _wait_for_end(run.directory)
             remove(place)
             lock.release()
-
-
-@contextlib.contextmanager
-def _ends_like_ctrl_c() -> Iterator[None]:
-    """Clean up after the signals of a closed terminal and of a notebook whose kernel begins anew, too."""
-    before = {
-        number: signal.signal(number, _interrupt) for number in ENDS if signal.getsignal(number) != signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def leftovers(volume: Path) -> list[Path]:
