@@ -290,7 +290,7 @@ def test_kills_at_any_moment_change_no_bit(row: str, kills: int, optimizer: str,
 
 @pytest.mark.tensorflow
 def test_more_epochs_after_an_early_stop_are_the_same_bits_as_all_at_once(job: Callable[[str], Job]) -> None:
-    here = job("tf2.21-cpu")
+    here = job("tf2.8-cpu")
     parameters = {"train_images": 1000, "optimizer": "nesterov", "learning_rate": 0.05, "patience": 1}
     beside = here.start("whole", epochs=9, **parameters)
     here.run("run", epochs=4, **parameters)
