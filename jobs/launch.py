@@ -65,7 +65,7 @@ from run_directory import (
 
 RESERVE, RESERVED = ".reserve", 32768  # a file that only takes up space, and its bytes
 GRACE = float(os.environ.get("RUNNER_GRACE", "110"))  # seconds from SIGTERM to SIGKILL; backends give 120
-LOOKING = 60.0  # seconds that a driver has for that: without its persistence mode it starts each GPU anew
+LOOKING = 60.0  # seconds that NVIDIA's driver has to answer: without its persistence mode it starts each GPU anew
 # Where machines have their driver that tell it to programs by LD_LIBRARY_PATH alone: notebook hosts, clusters, WSL, NixOS.
 DRIVERS = ("/usr/lib64-nvidia", "/usr/local/nvidia/lib64", "/usr/lib/wsl/lib", "/run/opengl-driver/lib")
 HANDING_OVER = 60.0  # seconds after which whoever was to write on the standard input is taken for dead
@@ -235,19 +235,13 @@ class Launcher:
 
     def variables(self):
         """Return the variables of the job that do not depend on the attempt: where it finds programs and libraries."""
-        tools, gpus = [os.path.dirname(sys.executable)], self.request["resources"].get("gpus")
-        variables = dict(os.environ)
+        gpus, variables, tools = (
+            self.request["resources"].get("gpus"),
+            dict(os.environ),
+            [os.path.dirname(sys.executable)],
+        )
         if gpus or self.request.get("libraries"):
-            nvidia = os.path.join(sysconfig.get_paths()["purelib"], "nvidia")
-            folders = (
-                glob.glob(os.path.join(nvidia, "*", "lib")) if self.backend == "native" else []
-            )  # images: ldconfig
-            folders += [folder for folder in DRIVERS if os.path.exists(os.path.join(folder, "libcuda.so.1"))]
-            _append(variables, "LD_LIBRARY_PATH", os.pathsep, folders)
-            compiler, option = os.path.join(nvidia, "cuda_nvcc"), "--xla_gpu_cuda_data_dir="
-            if os.path.isdir(compiler) and option not in variables.get("XLA_FLAGS", ""):  # images have it set
-                tools.append(os.path.join(compiler, "bin"))
-                _append(variables, "XLA_FLAGS", " ", [option + compiler])
+            tools += self._tell_where_cuda_is(variables)
         if gpus and self.backend == "native":
             visible = variables.get("CUDA_VISIBLE_DEVICES")
             chosen = [str(number) for number in range(gpus)] if visible is None else visible.split(",")
@@ -256,6 +250,19 @@ class Launcher:
             variables["CUDA_VISIBLE_DEVICES"] = "-1"
         variables["PATH"] = os.pathsep.join(tools + [variables.get("PATH", os.defpath)])
         return variables
+
+    def _tell_where_cuda_is(self, variables):
+        """Let the loader find CUDA's libraries and the driver, and XLA its compiler; return folders of programs."""
+        nvidia = os.path.join(sysconfig.get_paths()["purelib"], "nvidia")
+        folders = [folder for folder in DRIVERS if os.path.exists(os.path.join(folder, "libcuda.so.1"))]
+        if self.backend == "native":  # in images the loader knows these
+            folders = sorted(glob.glob(os.path.join(nvidia, "*", "lib"))) + folders
+        _append(variables, "LD_LIBRARY_PATH", os.pathsep, folders)
+        compiler, option = os.path.join(nvidia, "cuda_nvcc"), "--xla_gpu_cuda_data_dir="
+        if not os.path.isdir(compiler) or option in variables.get("XLA_FLAGS", ""):  # images have it set
+            return []
+        _append(variables, "XLA_FLAGS", " ", [option + compiler])
+        return [os.path.join(compiler, "bin")]
 
     def _make_directory(self):
         try:
