@@ -97,6 +97,15 @@ def refused(cli: Cli, driver: Path, *words: str) -> str:
     return said
 
 
+def test_with_a_gpu_a_job_whose_environment_has_no_row_for_cuda_is_told_which_have_one(cli: Cli) -> None:
+    said = cli.run("fashion_mnist", "--gpus", "1", code=2).stderr
+    assert "--gpus 1 needs an environment for cuda, and tf2.21-cpu is for the CPU" in said
+    assert "tf2.15-cuda" in said
+    planned = cli("render", "fashion_mnist", "-E", "tf2.15", "--gpus", "1").stdout
+    assert '"environment": "tf2.15-cuda"' in planned
+    assert '"libcudnn.so.8"' in planned
+
+
 def test_without_a_driver_it_is_named_before_anything_is_there(gpus: Gpus, tmp_path: Path) -> None:
     there = "libcuda.so" in subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True).stdout
     need("a machine without NVIDIA's driver", not there, "run this test where there is none")
