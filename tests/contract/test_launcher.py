@@ -46,14 +46,20 @@ def edit(path: Path, **values: Any) -> None:
 # ---------------------------------------------------------------- replaced launchers
 
 
+def child_of(cli: Cli, number: int) -> int | None:
+    """Return the process of an attempt, once it is recorded."""
+    last = cli.only().record["attempts"][-1]
+    group: int | None = last.get("group") if last["number"] == number else None
+    return group
+
+
 def test_a_replaced_launcher_has_the_same_budget(cli):
     cli.run("counter", "--retries", "2", "--detach", fault="hang", at=0)
     directory, folder = cli.only().directory, handover(cli)
     for number in (2, 3):
         kill_launcher(directory)
         replaced = launch(cli, folder)
-        until(lambda number=number: (directory / "logs" / f"attempt-{number}.log").exists(), what=f"attempt {number}")
-        until(lambda: cli.only().going and cli.only().record["attempts"][-1].get("group"), what="the child")
+        until(lambda number=number: child_of(cli, number), what=f"the child of attempt {number}")
         replaced.kill()
         replaced.communicate()
     last = launch(cli, folder)
