@@ -647,14 +647,12 @@ class Attempt:
         output = child.stdout.fileno()
         open_output = True
         while True:
-            ready = select.select([output] if open_output else [], [], [], 0.1)[0]
+            ready = select.select([output] if open_output else [], [], [], 0.1 if open_output else 0.02)[0]
             if ready:
                 open_output = self._copy(output)
             self._tick(child)
             if child.poll() is not None:
                 break
-            if not open_output:
-                time.sleep(0.02)
         with contextlib.suppress(OSError):  # all of them, also those that hide their environment
             os.killpg(child.pid, signal.SIGKILL)
         kill_group(child.pid, self.directory)

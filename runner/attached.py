@@ -46,8 +46,8 @@ def _submit(plan: Plan, detach: bool, as_json: bool) -> int:
     before = [] if run.request["mode"] == "fresh" or not plan.existing else plan.existing.record.get("attempts") or []
     if detach:
         return _detached(run.directory, submission, run.request["submission"], as_json)
-    _say(f"from any terminal: {next(runs.next_commands(run.name, run.volume))}   (also: logs -f, stop)")
-    return _attend(run.directory, submission, run.request["submission"], len(before) + 1, as_json)
+    hint = f"from any terminal: {next(runs.next_commands(run.name, run.volume))}   (also: logs -f, stop)"
+    return _attend(run.directory, submission, run.request["submission"], len(before) + 1, as_json, hint)
 
 
 def _detached(directory: Path, submission: Submission, identity: str, as_json: bool) -> int:
@@ -74,8 +74,10 @@ def _detached(directory: Path, submission: Submission, identity: str, as_json: b
     return 0
 
 
-def _attend(directory: Path, submission: Submission | None, identity: str | None, first: int, as_json: bool) -> int:
-    screen = follow.Screen()
+def _attend(
+    directory: Path, submission: Submission | None, identity: str | None, first: int, as_json: bool, hint: str = ""
+) -> int:
+    screen = follow.Screen(hint=hint)
     try:
         run = follow.follow(directory, screen, submission, identity, first)
     except KeyboardInterrupt:

@@ -107,7 +107,11 @@ def _path(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 
 def _volume(command: F) -> F:
     return click.option(
-        "--volume", envvar="RUNNER_VOLUME", callback=_path, help="The directory where runs live [~/runs]."
+        "--volume",
+        envvar="RUNNER_VOLUME",
+        metavar="DIR",
+        callback=_path,
+        help="The directory where runs live [~/runs].",
     )(command)
 
 
@@ -159,8 +163,16 @@ def _backend(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 def _where(command: F) -> F:
     """Add the options that say where a verb looks for runs."""
     for option in (
-        click.option("--on", "backend", callback=_backend, help="Only runs that ran there last: native, docker."),
-        click.option("--volume", "places", callback=_places, help="Only this volume [all that were used before]."),
+        click.option(
+            "--on",
+            "backend",
+            metavar="WHERE",
+            callback=_backend,
+            help="Only runs that ran there last: native or docker.",
+        ),
+        click.option(
+            "--volume", "places", metavar="DIR", callback=_places, help="Only this volume [all that were used before]."
+        ),
     ):
         command = option(command)
     return command
@@ -177,7 +189,13 @@ def _what(command: F) -> F:
         click.argument("command", nargs=-1, metavar="[-- COMMAND ...]"),
         click.option("-E", "environment", help="The environment, such as tf2.15; `runner envs` lists them."),
         click.option(
-            "--on", "backend", envvar="RUNNER_ON", default="native", show_default=True, help="Where: native or docker."
+            "--on",
+            "backend",
+            envvar="RUNNER_ON",
+            default="native",
+            show_default=True,
+            metavar="WHERE",
+            help="native or docker.",
         ),
         click.option(
             "--image",
@@ -194,7 +212,12 @@ def _what(command: F) -> F:
         click.option(
             "--gpus", type=_Count(min=0), metavar="N", help="How many GPUs; takes the cuda row. 0 hides them all."
         ),
-        click.option("--cpus", type=_Count(min=1), metavar="N", help="How many threads; fixed by the first attempt."),
+        click.option(
+            "--cpus",
+            type=_Count(min=1),
+            metavar="N",
+            help="How many threads, fixed by the first attempt; a container gets no more processors.",
+        ),
         click.option("--memory", metavar="4Gi", help="How much memory a container may use [all]."),
         click.option(
             "--user", metavar="UID[:GID]", help="Whose the container's files are [yours; for root the volume's owner]."
@@ -331,7 +354,9 @@ def pull(
 @click.argument("name", metavar="[RUN]", required=False)
 @click.option("--files", is_flag=True, help="The run's directory, too: checkpoints and results.")
 @click.option(
-    "--unused", is_flag=True, help="Instead: failed runs, old copies, environments and caches that nothing needs."
+    "--unused",
+    is_flag=True,
+    help="Instead: failed runs, old copies, environments, images, containers and caches that nothing needs.",
 )
 @click.option("--older", metavar="30d", help="With --unused: only what is older.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -375,7 +400,7 @@ def envs(name: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("names", metavar="ENV...", nargs=-1)
+@click.argument("names", metavar="[ENV...]", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All environments.")
 @click.option(
     "--base-image",

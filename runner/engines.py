@@ -49,6 +49,7 @@ def connect(patience: float = PATIENCE) -> Engine:
     try:
         client = docker.from_env(timeout=patience)
         version, info = client.version(), client.info()
+        client.api.timeout = PATIENCE  # one that answers may take its time to remove an image
     except Exception as error:  # the SDK lets through what requests, urllib3 and paramiko raise
         raise EngineFailed(_why(error, address)) from error
     engine = _engine(client, address, version, info)

@@ -53,7 +53,7 @@ class Environment:
         try:
             return self.lock.read_text()
         except FileNotFoundError:
-            hint = "make lock" if self.shipped else f"runner lock {self.tensorflow} --device {self.device}"
+            hint = "make lock" if self.shipped or self.device != "cpu" else f"runner lock {self.tensorflow}"
             raise UsageError(f"environment {self.name} has no lock {self.lock}. Make it with `{hint}`.") from None
 
 

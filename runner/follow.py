@@ -64,11 +64,15 @@ class LogReader:
 class Screen:
     """Shows a run's lines: the job's as they are, the launcher's as a progress line or a sentence."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, hint: str = "") -> None:
         self.line = terminal.ProgressLine(sys.stderr)
         self.quiet = quiet
+        self.hint = hint  # said once the run has begun: of one that is refused nothing could be asked
 
     def show(self, line: bytes) -> None:
+        if self.hint:
+            print(self.hint, file=sys.stderr, flush=True)
+            self.hint = ""
         if line.startswith(MARK):
             self._event(line)
         elif not self.quiet:

@@ -330,7 +330,7 @@ def _row(wanted: str | None, asked: Asked, job: specs.Job) -> environments.Envir
         row = environments.find(base)  # unknown for the CPU too: that refusal says more
     if row.device != "cuda":
         asking = f"job.yaml asks for gpus: {gpus}, which" if asked.gpus is None else f"--gpus {gpus}"
-        there = f"There are {', '.join(names)}." if names else "There is none yet."
+        there = f"Known: {', '.join(names)}." if names else "There is none yet."
         without = "With --gpus 0" if job.resources.gpus else "Without --gpus"
         raise UsageError(
             f"{asking} needs an environment for cuda, and {row.name} is for the CPU. {there} {without} it runs on the CPU."

@@ -111,7 +111,7 @@ def _volume(place: Path, name: str) -> Path:
 
 def _until_done(asked: Asked, which: str) -> runs.Found:
     """Ask for the run and wait for its end, which must be a success."""
-    directory, submission = _submit(asked)
+    directory, submission = _submit(asked, aloud=which == "uninterrupted")
     with terminal.ProgressLine() as line:
         while submission and not submission.refused():
             line.update(f"{which}: " + _progress(runs.load(directory)))
@@ -137,9 +137,11 @@ def _pace(run: runs.Found) -> Pace:
     return Pace(start=first - attempt["started"], work=attempt["ended"] - first)
 
 
-def _submit(asked: Asked) -> tuple[Path, Submission | None]:
+def _submit(asked: Asked, aloud: bool = False) -> tuple[Path, Submission | None]:
     """Ask for the run as anybody would; return its directory and the submission (None: it is done), once it was taken."""
     decided = plan.decide(asked)
+    for note in decided.notes if aloud else ():
+        _say(note)
     if decided.run is None:
         return decided.directory, None
     submission = backends.get(decided.run.request["backend"]).submit(decided.run)

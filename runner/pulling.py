@@ -86,7 +86,11 @@ def _is_there(target: Path, state: os.stat_result) -> bool:
 
 
 def _wanted(run: runs.Found, everything: bool) -> list[tuple[Path, int]]:
-    return sorted(_all(run.directory) if everything else _results(run))
+    if not everything:
+        return sorted(_results(run))
+    return sorted(
+        entry for entry in _all(run.directory) if entry[0].parts[0] != "home"
+    )  # what libraries keep for themselves
 
 
 def _results(run: runs.Found) -> Iterator[tuple[Path, int]]:
