@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner import backends, follow, run_directory, runs
+from runner import backends, follow, process, run_directory, runs
 from runner.backends import Submission
 from runner.errors import RunnerError
 from runner.plan import Plan
@@ -41,7 +42,8 @@ def _attach(run: runs.Found, detach: bool, as_json: bool) -> int:
 def _submit(plan: Plan, detach: bool, as_json: bool) -> int:
     run = plan.run
     assert run
-    submission = backends.get(run.request["backend"]).submit(run)
+    with process.ends_like_ctrl_c():
+        submission = backends.get(run.request["backend"]).submit(run)
     runs.remember(run.volume)
     before = [] if run.request["mode"] == "fresh" or not plan.existing else plan.existing.record.get("attempts") or []
     if detach:
@@ -87,6 +89,8 @@ def _attend(
     if run is None:
         assert submission
         return _refused(directory, submission, as_json)
+    if submission is None and not run.going:
+        backends.get(run.backend).tidy(run)  # whoever submitted it may be gone
     return _result(run, as_json)
 
 
@@ -108,6 +112,8 @@ def _started_elsewhere(code: int, run: runs.Found) -> bool:
 def _refusal(code: int, sentence: str) -> int:
     if code < 0:
         raise RunnerError(f"the launcher was killed before it began: {sentence}. The same command tries again.")
+    if code == 0:
+        raise RunnerError(f"the launcher ended, and there is nothing of its run on the volume: {sentence}.")
     print(f"runner: {sentence}", file=sys.stderr)
     return code
 
@@ -119,23 +125,33 @@ def _current_attempt(run: runs.Found) -> int:
 def _interrupted(directory: Path, submission: Submission | None, identity: str | None, as_json: bool) -> int:
     """Ctrl-C: the job writes a checkpoint and stops; a second one kills it."""
     try:
-        while submission and not submission.refused() and run_directory.submission_of(str(directory)) != identity:
-            time.sleep(follow.PAUSE)  # the launcher is about to begin: only then it can be told
-        run = runs.load(directory)
-        if run is None or not run.going:
-            return DETACHED
-        _say(
-            f"\nstopping {run.name}: it writes a checkpoint first (Ctrl-C again kills it, and its last checkpoint stands)"
-        )
-        backends.get(run.backend).send(run, signal.SIGTERM)
-        run = follow.wait(directory)
-    except KeyboardInterrupt:
-        run = _killed(directory, submission)
+        run = _stopped(directory, submission, identity)
+    except RunnerError as error:  # its engine has gone
+        where = shlex.quote(str(directory.parent))
+        _say(f"{error}\n{directory.name} may go on. Stop it with: runner stop {directory.name} --volume {where}")
+        return DETACHED
     if submission:
         submission.clean()
     if run:
         _result(run, as_json)
     return DETACHED
+
+
+def _stopped(directory: Path, submission: Submission | None, identity: str | None) -> runs.Found | None:
+    """Stop a run with a checkpoint, or at another Ctrl-C at once; return it as it is then."""
+    try:
+        while submission and not submission.refused() and run_directory.submission_of(str(directory)) != identity:
+            time.sleep(follow.PAUSE)  # the launcher is about to begin: only then it can be told
+        run = runs.load(directory)
+        if run is None or not run.going:
+            return None
+        _say(
+            f"\nstopping {run.name}: it writes a checkpoint first (Ctrl-C again kills it, and its last checkpoint stands)"
+        )
+        backends.get(run.backend).send(run, signal.SIGTERM)
+        return follow.wait(directory)
+    except KeyboardInterrupt:
+        return _killed(directory, submission)
 
 
 def _killed(directory: Path, submission: Submission | None) -> runs.Found | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,41 @@ _NO_SDK = "The Docker part of the runner is not installed. Install it with: pip 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """An engine that answered. `client` is a docker.DockerClient."""
+    """An engine that answered. `client` is a docker.DockerClient; `api` is its API, with sentences for failures."""
 
     client: Any
     address: str
+    api: Any
+    cpus: int  # 0: not known
     version: str
     podman: bool
     rootless: bool  # uid 0 in a container is the user
     remapped: bool  # uids in containers are others outside, unless a container asks for the host's
     cdi: bool
     architecture: str
+
+
+class _Api:
+    """The engine's API. Where the engine is gone, a call ends in a sentence; what the engine itself answers passes through."""
+
+    def __init__(self, api: Any, address: str) -> None:
+        self._api, self._address = api, address
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._api, name)
+        return functools.partial(self._called, call) if callable(call) else call
+
+    def _called(self, call: Callable[..., Any], *words: Any, **options: Any) -> Any:
+        import docker
+        import requests
+        import urllib3
+
+        try:
+            return call(*words, **options)
+        except docker.errors.APIError:
+            raise
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise EngineFailed(_why(error, self._address)) from error
 
 
 def configured() -> bool:
@@ -61,7 +88,7 @@ def _engine(client: Any, address: str, version: dict[str, Any], info: dict[str, 
     components = [str(component.get("Name")) for component in version.get("Components") or ()]
     options = " ".join(info.get("SecurityOptions") or ())
     return Engine(
-        client=client, address=address, version=str(version.get("Version")),
+        client=client, address=address, api=_Api(client.api, address), cpus=int(info.get("NCPU") or 0), version=str(version.get("Version")),
         podman=any("podman" in name.lower() for name in components),
         rootless="name=rootless" in options or bool(info.get("Rootless")),
         remapped="name=userns" in options,
@@ -87,19 +114,20 @@ def _refuse_old(engine: Engine) -> None:
 def _address() -> str:
     """Return the address that the SDK will use, and refuse a context that there is not (the SDK would take the default)."""
     from docker.context import ContextAPI
+    from docker.context.config import get_current_context_name
     from docker.utils.config import find_config_file
 
     if os.environ.get("DOCKER_HOST"):
         return os.environ["DOCKER_HOST"]
-    name = os.environ.get("DOCKER_CONTEXT")
+    name = os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
     try:
-        context = ContextAPI.get_context(name) if name else ContextAPI.get_current_context()
+        context = ContextAPI.get_context(name)
     except Exception as error:
-        raise EngineFailed(f"the Docker context {name or 'in use'} cannot be read: {error}") from error
+        raise EngineFailed(f"the Docker context {name} cannot be read: {error}") from error
     if context is None:
         # The SDK finds contexts only where there is a config.json beside them, which `docker context create` does not make.
         unseen = "" if find_config_file() else f" If it is there, choose it once: docker context use {name}"
-        raise EngineFailed(f"there is no Docker context {name or 'in use'}. List them with: docker context ls.{unseen}")
+        raise EngineFailed(f"there is no Docker context {name}. List them with: docker context ls.{unseen}")
     return str(context.Host or f"unix://{SOCKET}").replace("http+unix://", "unix://")
 
 
@@ -119,7 +147,7 @@ def _why(error: BaseException, address: str) -> str:
         )
     if address.startswith("ssh:") and "paramiko" in text:
         return f"DOCKER_HOST {address} needs one more package. Install it with: pip install paramiko"
-    reason = "the name is not known" if "resolve" in text else "nothing answers there" if chain else text
+    reason = "the name is not known" if "resolve" in text else "nothing answers there" if chain else text.rstrip(".")
     return f"the Docker engine at {address} cannot be reached: {reason}. Check DOCKER_HOST, or `docker context ls`. {_WITHOUT}"
 
 

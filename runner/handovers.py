@@ -21,6 +21,13 @@ from runner.specs import Run
 FILES = ("launch.py", "run_directory.py", "machine.py", "gpus.py", "output.py")
 
 
+def root() -> Path:
+    """Return the folder of all hand-overs."""
+    folder = resources.cache("submissions")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def path(run: Run) -> Path:
     """Return where the hand-over of a submission is."""
     return resources.cache("submissions", f"{run.name}-{run.request['submission']}")
@@ -57,6 +64,13 @@ def remove(run: Found) -> None:
     for folder in _of(run.name):
         if _directory(folder) == run.directory or not in_use(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def tidy(run: Found) -> None:
+    """Remove the project's archive of a run that has ended, which its launcher needs no more."""
+    for folder in _of(run.name):
+        if _directory(folder) == run.directory:
+            (folder / "project.tar").unlink(missing_ok=True)
 
 
 def in_use(folder: Path) -> bool:

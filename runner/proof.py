@@ -49,8 +49,9 @@ def prove(asked: Asked, kills: int, seed: int | None, as_json: bool) -> int:
     seed = random.randrange(10**6) if seed is None else seed
     asked = dataclasses.replace(asked, fresh=False, update_code=False)
     with _temporary(asked.volume) as place:
-        _say(f"an uninterrupted run, then one with {kills} SIGKILLs and one SIGTERM (moments from --seed {seed})")
-        reference = _until_done(dataclasses.replace(asked, volume=_volume(place, "uninterrupted")), "uninterrupted")
+        opening = f"an uninterrupted run, then one with {kills} SIGKILLs and one SIGTERM (moments from --seed {seed})"
+        uninterrupted = dataclasses.replace(asked, volume=_volume(place, "uninterrupted"))
+        reference = _until_done(uninterrupted, "uninterrupted", opening)
         killed = _with_kills(asked, place, kills, _pace(reference), random.Random(seed))
         verdict = _compare(reference, killed)
     if killed.kills <= kills:
@@ -109,9 +110,9 @@ def _volume(place: Path, name: str) -> Path:
     return place / name
 
 
-def _until_done(asked: Asked, which: str) -> runs.Found:
+def _until_done(asked: Asked, which: str, opening: str = "") -> runs.Found:
     """Ask for the run and wait for its end, which must be a success."""
-    directory, submission = _submit(asked, aloud=which == "uninterrupted")
+    directory, submission = _submit(asked, opening)
     with terminal.ProgressLine() as line:
         while submission and not submission.refused():
             line.update(f"{which}: " + _progress(runs.load(directory)))
@@ -137,11 +138,11 @@ def _pace(run: runs.Found) -> Pace:
     return Pace(start=first - attempt["started"], work=attempt["ended"] - first)
 
 
-def _submit(asked: Asked, aloud: bool = False) -> tuple[Path, Submission | None]:
+def _submit(asked: Asked, opening: str = "") -> tuple[Path, Submission | None]:
     """Ask for the run as anybody would; return its directory and the submission (None: it is done), once it was taken."""
     decided = plan.decide(asked)
-    for note in decided.notes if aloud else ():
-        _say(note)
+    for line in (opening, *decided.notes) if opening else ():
+        _say(line)
     if decided.run is None:
         return decided.directory, None
     submission = backends.get(decided.run.request["backend"]).submit(decided.run)

@@ -40,6 +40,9 @@ class Backend(Protocol):
     def remove(self, run: Found) -> None:
         """Remove what the backend keeps of a run that is not going; never its directory."""
 
+    def tidy(self, run: Found) -> None:
+        """Remove what a run that has ended needs no more, though it may be continued."""
+
     def call(self, run: Found, script: Path, files: Sequence[Path]) -> str:
         """Run a script of ours with the packages that the run had, and return what it prints."""
 

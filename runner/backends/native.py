@@ -111,6 +111,11 @@ def remove(run: Found) -> None:
     handovers.remove(run)
 
 
+def tidy(run: Found) -> None:
+    """Remove what the launcher of a run that has ended leaves."""
+    handovers.tidy(run)
+
+
 def call(run: Found, script: Path, files: Sequence[Path]) -> str:
     """Run a script with the run's own packages, and return what it prints."""
     lock = (run.directory / "runner.lock").read_text()
