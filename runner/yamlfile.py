@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,12 @@ def _loader(path: Path) -> Any:
         loader.flatten_mapping(node)
         found = Mapping(path)
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
-            if not isinstance(key, Hashable) or isinstance(key, (dict, list)):
+            if not isinstance(key_node, yaml.ScalarNode):
                 raise UsageError(f"{path}, line {line}: a key must be a word.")
-            key = str(key)
+            key = (
+                key_node.value
+            )  # its own text: YAML 1.1 takes on, off, yes and no for true and false, and 3.10 for 3.1
             if key in found:
                 raise UsageError(
                     f"{path}, line {line}: the key {key!r} stands here twice (first in line {found.lines[key]})."
@@ -79,5 +80,13 @@ def _loader(path: Path) -> Any:
             found.lines[key] = line
         return found
 
+    def number(loader: Any, node: yaml.ScalarNode) -> Any:
+        if ":" in node.value:  # `user: 1000:50`, which YAML 1.1 takes for a number to the base of 60
+            return node.value
+        kind = node.tag.rpartition(":")[2]
+        return getattr(loader, f"construct_yaml_{kind}")(node)
+
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", number)
     return Loader
