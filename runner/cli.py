@@ -442,13 +442,20 @@ def lock(version: str, device: str, python: str | None) -> None:
 
 
 def _asked(options: dict[str, Any]) -> Asked:
-    """Return what was asked; an environment that a profile gives is a default, so it is no part of the run's name."""
+    """Return what was asked. What a profile gives is a default, and not asked.
+
+    So its environment is no part of the run's name, and what is for containers does not matter natively.
+    """
     from click.core import ParameterSource
 
     from runner.plan import Asked
 
-    if click.get_current_context().get_parameter_source("environment") is ParameterSource.DEFAULT_MAP:
+    source = click.get_current_context().get_parameter_source
+    profile = {name for name in options if source(name) is ParameterSource.DEFAULT_MAP}
+    if "environment" in profile:
         options = {**options, "environment": None, "preferred": options["environment"]}
+    if options["backend"] == "native":
+        options = {**options, **dict.fromkeys(profile & {"memory", "user"})}
     return Asked(**options)
 
 

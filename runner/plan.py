@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runner import (
+    backends,
     datasets,
     environments,
     projects,
@@ -71,6 +72,7 @@ class Plan:
 
 def decide(asked: Asked) -> Plan:
     """Return what the command means now: the same command starts, attaches, continues, or shows the result."""
+    backends.check(asked.backend)
     _refuse_what_native_lacks(asked)
     project = projects.find(asked.job)
     values = project.job.values(asked.parameters)
@@ -111,12 +113,16 @@ def decide(asked: Asked) -> Plan:
 
 
 def _refuse_what_native_lacks(asked: Asked) -> None:
+    if asked.environment == "":
+        raise UsageError("-E is empty. Give an environment, such as tf2.15, or leave it out.")
+    if asked.image is not None:
+        specs.check_image(asked.image)
     if asked.image and asked.environment:
         raise UsageError("-E and --image exclude each other: an image of your own takes the environment's place.")
     if asked.backend != "native":
         return
     for option, value in (("--image", asked.image), ("--memory", asked.memory), ("--user", asked.user)):
-        if value:
+        if value is not None:
             raise UsageError(f"{option} {value} is for containers, and this would run natively. Add --on docker.")
 
 
@@ -275,7 +281,7 @@ def _build(asked: Asked, project: projects.Project, values: Mapping[str, specs.V
         name=name, volume=volume, request=request, root=project.root, code=files, lock=lock, pythons=tuple(pythons),
         python=_first_python(volume / name) if past else None, data=data,
         variables=variables, base_image=asked.base_image, registry=asked.registry,
-        user=specs.user_ids(asked.user) if asked.user else None,
+        user=None if asked.user is None else specs.user_ids(asked.user),
     )  # fmt: skip
 
 
@@ -301,8 +307,8 @@ def _environment(
 
 
 def _resources(asked: Asked, job: specs.Job) -> dict[str, Any]:
-    memory = asked.memory or job.resources.memory
-    if memory:
+    memory = job.resources.memory if asked.memory is None else asked.memory
+    if memory is not None:
         specs.memory_bytes(memory, f"--memory {memory}")
     return {"cpus": asked.cpus or job.resources.cpus, "memory": memory, "gpus": _gpus(asked, job)}
 
@@ -330,7 +336,7 @@ def _row(wanted: str | None, asked: Asked, job: specs.Job) -> environments.Envir
         row = environments.find(base)  # unknown for the CPU too: that refusal says more
     if row.device != "cuda":
         asking = f"job.yaml asks for gpus: {gpus}, which" if asked.gpus is None else f"--gpus {gpus}"
-        there = f"Known: {', '.join(names)}." if names else "There is none yet."
+        there = f"There is {', '.join(names) or 'none yet'}."
         without = "With --gpus 0" if job.resources.gpus else "Without --gpus"
         raise UsageError(
             f"{asking} needs an environment for cuda, and {row.name} is for the CPU. {there} {without} it runs on the CPU."

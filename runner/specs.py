@@ -16,6 +16,14 @@ from runner.errors import UsageError, unknown
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+IMAGE = re.compile(  # [registry[:port]/]name[:tag][@digest]
+    r"([A-Za-z0-9.\-\[\]:]+/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
+    r"(:\w[\w.-]{0,127})?(@[A-Za-z0-9+._-]+:[0-9a-f]{32,})?",
+    re.ASCII,
+)
+# What a Docker engine takes at least. TensorFlow needs a hundred times as much, and launch.py itself more than that;
+# but how much is enough only the job knows, and where it is not, the run says so (OOM, with the limit).
+LEAST_MEMORY = 6 << 20
 Value = bool | int | float | str
 
 JOB_KEYS = ("environment", "command", "parameters", "requirements", "data", "resources", "retries", "checkpoint_every")
@@ -233,7 +241,12 @@ def memory_bytes(text: str, where: str) -> int:
     if not match or not float(match[1]):
         raise UsageError(f"{where}: memory is a number of bytes, such as 4Gi or 500M, not {text!r}.")
     power = " KMGT".index(match[2]) if match[2] else 0
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    found = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    if found < LEAST_MEMORY:
+        raise UsageError(
+            f"{where}: {text} is too little, for no engine takes less than 6Mi. Give what the job needs, such as 4Gi."
+        )
+    return found
 
 
 def user_ids(text: str) -> tuple[int, int]:
@@ -244,7 +257,19 @@ def user_ids(text: str) -> tuple[int, int]:
     user, group = int(match[1]), int(match[2] or match[1])
     if not user:
         raise UsageError(f"--user {text}: no container runs as root. Give the number of another user.")
+    if not group:
+        raise UsageError(f"--user {text}: no container runs in root's group. Give another, such as {user}:{user}.")
     return user, group
+
+
+def check_image(text: str) -> str:
+    """Return the name of an image if it can be one."""
+    if not IMAGE.fullmatch(text):
+        raise UsageError(
+            f"--image {text[:200]!r}: an image is given as NAME[:TAG], in lower case and with its registry before it, "
+            "such as registry.example.org/team/mine:1."
+        )
+    return text
 
 
 def checkpoint_interval(text: str | None, where: str) -> str | None:

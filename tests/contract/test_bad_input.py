@@ -95,9 +95,9 @@ def test_an_unknown_name_is_refused_with_the_nearest(refused, words, says):
         (["--name", "x" * 300], "a run's name is 1 to 48"),
         (["--name", "Counter_1"], "lower-case letters"),
         (["--gpus", "1"], ["--gpus 1 needs an environment for cuda, and tf0.0-cpu is for the CPU", "Without --gpus"]),
-        (["--gpus", "1", "-E", "tf2.15-cpu"], "needs an environment for cuda, and tf2.15-cpu is for the CPU"),
+        (["--gpus", "1", "-E", "tf2.15-cpu"], "and tf2.15-cpu is for the CPU. There is tf2.15-cuda. Without --gpus it"),
         (["--gpus", "-1"], ["-1 is not in the range", "runner run --help"]),
-        (["--gpus", "many"], ["'many' is not a valid integer", "runner run --help"]),
+        (["--gpus", "many"], ["'many' is not a valid whole number", "runner run --help"]),
         (["--cpus", "0"], "0 is not in the range"),
         (["--retries", "-1"], "-1 is not in the range"),
         (["-e", "=x"], "a variable is given as KEY or KEY=VALUE"),
@@ -108,6 +108,10 @@ def test_an_unknown_name_is_refused_with_the_nearest(refused, words, says):
         (["--data", "=/tmp"], "a data set is given as NAME=PATH"),
         (["--data", "Mine=/tmp"], "a data set is given as NAME=PATH"),
         (["--data", "mine=/no/such/place"], "--data mine=/no/such/place: there is no such directory"),
+        (["-E", ""], "-E is empty. Give an environment, such as tf2.15"),
+        (["--image", ""], "--image '': an image is given as NAME[:TAG]"),
+        (["--image", "Bad Image"], ["--image 'Bad Image'", "such as registry.example.org/team/mine:1"]),
+        (["--memory", ""], "is for containers, and this would run natively. Add --on docker"),
         (["--volume", ""], "it is empty; give a directory"),
         (["--volume", "/no/such/place"], "does not exist. Make it with: mkdir -p /no/such/place"),
         (["--volume", "~nobody-of-this-name/x"], "does not exist"),
@@ -283,20 +287,35 @@ def test_the_default_profile_a_named_one_a_variable_and_a_flag_win_in_this_order
     assert cli("ps").stdout.splitlines()[1].endswith("/default")
 
 
+def test_what_a_profile_says_for_containers_does_not_matter_natively(cli, tmp_path):
+    (tmp_path / "runner.yaml").write_text("default: {memory: 4Gi, user: 1000:50, cpus: 1}\n")
+    cli.cwd = tmp_path
+    cli.env["RUNNER_VOLUME"] = str(cli.volume)
+    job = JOBS / "counter"
+    shutil.copytree(JOBS / "locks", tmp_path / "locks")
+    shutil.copy(JOBS / "environments.yaml", tmp_path)
+    cli.run(job, "--on", "native", steps=1)
+    assert "--user" not in cli.only().record["again"] and "--memory" not in cli.only().record["again"]
+    for option in (["--memory", "4Gi"], ["--user", "1000"]):  # typed
+        assert f"{' '.join(option)} is for containers" in cli.run(job, *option, code=2, steps=1).stderr
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("default: [\n", "line 2: this is not YAML"),
+        ("default: {on: dokcer}\n", "unknown backend 'dokcer'. Did you mean docker?"),
+        ("default: {yes: 1}\n", "line 1: unknown option 'yes'"),
         ("- a\n", "a mapping (key: value) is expected"),
         ("default: tf2.15\n", "line 1: a profile is a mapping"),
         ("default: {volum: x}\n", "line 1: unknown option 'volum'. Did you mean volume?"),
-        ("default: {env: tf2.15}\n", "line 1: unknown option 'env'. Known: cpus, environment"),
+        ("default: {env: tf2.15}\n", "line 1: unknown option 'env'. Known: base_image, cpus, environment"),
         (
             "default: {environment: 2.15}\n",
             "line 1: environment must be a word or a number, not 2.15. Quotes keep 2.15 a word",
         ),
         ("default: {gpus: [1]}\n", "line 1: gpus must be a word or a number"),
-        ("default: {retries: many}\n", "'many' is not a valid integer"),
+        ("default: {retries: many}\n", "'many' is not a valid whole number"),
     ],
 )
 def test_a_wrong_runner_yaml_is_refused(refused, cli, tmp_path, text, says):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from runner import specs
+from runner import specs, yamlfile
 from runner.errors import UsageError
 
 GOOD = """
@@ -49,6 +49,8 @@ BAD = {  # a wrong job.yaml -> the line, and what the sentence says
     "resources: {cpu: 2}\n": (1, "unknown resource 'cpu'. Did you mean cpus?"),
     "resources: {gpus: many}\n": (1, "gpus must be a whole number"),
     "resources: {memory: lots}\n": (1, "memory is a number of bytes, such as 4Gi or 500M"),
+    "resources:\n  memory: 1Mi\n": (2, "1Mi is too little, for no engine takes less than 6Mi"),
+    "resources:\n  memory: 4\n": (2, "4 is too little"),  # bytes, where gigabytes were meant
     "checkpoint_every: often\n": (1, "such as 10s, 500steps or 1epoch"),
     "command: [a]\nrequirements: requirements.txt\n": (
         2,
@@ -56,6 +58,7 @@ BAD = {  # a wrong job.yaml -> the line, and what the sentence says
     ),
     "data: {a: [b]}\n": (1, "a must be a mapping"),
     "{[a]: b}\n": (1, "a key must be a word"),
+    "command: [a]\non: docker\n": (2, "unknown key 'on'"),
 }
 
 
@@ -89,6 +92,19 @@ def test_a_wrong_job_is_refused_with_file_and_line(tmp_path, text):
     assert str(refusal.value).startswith(f"{tmp_path / 'job.yaml'}, line {line}: ")
 
 
+def test_a_key_is_its_own_text_whatever_yaml_takes_it_for(tmp_path):
+    keys = ("on", "off", "yes", "no", "null", "~", "1.10", "0x10", "1:30", "2026-01-01")
+    path = tmp_path / "some.yaml"
+    path.write_text("".join(f"{key}: {number}\n" for number, key in enumerate(keys)))
+    assert yamlfile.load(path) == {key: number for number, key in enumerate(keys)}
+
+
+def test_a_user_and_its_group_are_no_number_to_the_base_of_60(tmp_path):
+    (tmp_path / "some.yaml").write_text("{user: 1000:50, time: 1:30.5, number: 7, ratio: 0.5, hex: 0x10}\n")
+    expected = {"user": "1000:50", "time": "1:30.5", "number": 7, "ratio": 0.5, "hex": 16}
+    assert yamlfile.load(tmp_path / "some.yaml") == expected
+
+
 @pytest.mark.parametrize("content", [b"a: \xff\xfe\x00b\n", b"a: \x00\n", "a: \u2028\x07\n".encode()])
 def test_what_is_no_text_is_refused_with_the_file(tmp_path, content):
     (tmp_path / "job.yaml").write_bytes(content)
@@ -117,6 +133,42 @@ def test_a_parameter_has_the_type_of_its_default(tmp_path, typed, value):
 def test_a_wrong_parameter_is_refused_with_what_is_allowed(tmp_path, typed, words):
     with pytest.raises(UsageError, match=re.escape(words)):
         read(tmp_path, GOOD).values([typed])
+
+
+@pytest.mark.parametrize("text", ["6Mi", "6291456", "6.5M", "4Gi", "0.5G"])
+def test_memory_that_an_engine_takes(text):
+    assert specs.memory_bytes(text, "--memory") >= 6 << 20
+
+
+@pytest.mark.parametrize("text", ["", "0", "5Mi", "6M", "4", "1.5Ki"])
+def test_memory_that_no_engine_takes_is_refused(text):
+    with pytest.raises(UsageError, match="such as 4Gi"):
+        specs.memory_bytes(text, "--memory")
+
+
+def test_a_user_is_a_number_and_neither_root_nor_in_its_group():
+    assert (specs.user_ids("1000"), specs.user_ids("1000:50")) == ((1000, 1000), (1000, 50))
+    for text, words in (("0", "as root"), ("0:50", "as root"), ("1000:0", "in root's group. Give another, such as 1000:1000"),
+                        ("me", "by number"), ("", "by number")):  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            specs.user_ids(text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a", "python:3.12-slim", "team/a__b-c.d:1", "localhost:5000/x", "registry.example.org:5000/team/mine:1",
+        "[::1]:5000/x", "a@sha256:" + "0" * 64, "a:1@sha256:" + "0" * 64, "sha256:" + "0" * 64,
+    ],
+)  # fmt: skip
+def test_an_image_is_accepted(name):
+    assert specs.check_image(name) == name
+
+
+@pytest.mark.parametrize("name", ["", " ", "Bad Image", "Mine", "a:", "a b", "https://x/y", "a:1:2", "-a", "a\n", "/a"])
+def test_what_can_be_no_image_is_refused_with_an_example(name):
+    with pytest.raises(UsageError, match=r"such as registry\.example\.org/team/mine:1"):
+        specs.check_image(name)
 
 
 @pytest.mark.parametrize("name", ["a", "7", "a-b", "x" * 48, "0-0"])
