@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import tarfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +210,9 @@ def _with_imports(path: Path, folder: Path) -> list[Path]:
             continue
         found.append(current)
         try:
-            tree = ast.parse(current.read_bytes())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about strings such as "\d": the job itself will say so
+                tree = ast.parse(current.read_bytes())
         except (SyntaxError, ValueError):
             continue  # written for another Python, or wrong: the job itself will say so
         for name in _imported(tree):
