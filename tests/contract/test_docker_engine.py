@@ -18,7 +18,7 @@ from strangers import become_stranger
 from test_launcher_gpu import DRIVER, ROW, library  # noqa: F401 (a fixture)
 
 from runner import engines, images
-from runner.backends import docker
+from runner.containers import name_of
 
 pytestmark = pytest.mark.docker
 
@@ -189,7 +189,7 @@ def test_gpus_through_podman(cli: Cli, stub: Callable[..., None], gpu_project: P
 def test_a_container_of_the_runs_name_that_is_somebody_elses(
     cli: Cli, engine: engines.Engine, environment_image: Any
 ) -> None:
-    name = docker.name_of("mine", cli.volume)
+    name = name_of("mine", cli.volume)
     theirs = engine.client.containers.create(environment_image(COUNTER), ["sleep", "1"], name=name)
     try:
         said = refused(cli, "--name", "mine", code=2)
