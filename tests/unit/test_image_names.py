@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runner import environments, images
+from runner import buildx, environments, images, registries
 from runner.engines import Engine
 from runner.errors import EngineFailed, UsageError
 from runner.terminal import ProgressLine
@@ -25,8 +25,8 @@ class Answers:
 
 
 ENGINE = Engine(
-    client=Answers(), address="unix:///nowhere", version="26.1", podman=False, rootless=False, remapped=False, cdi=False,
-    architecture="amd64",
+    client=Answers(), api=Answers(), address="unix:///nowhere", cpus=2, version="26.1", podman=False, rootless=False,
+    remapped=False, cdi=False, architecture="amd64",
 )  # fmt: skip
 RECIPE = images.Recipe(name="tf2.15-cpu", lock=LOCK, python="3.11", base="python:3.11.14-slim-bookworm")
 
@@ -87,7 +87,7 @@ def test_only_what_a_build_can_reach_comes_with_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("UV_PYTHON_INSTALL_DIR", str(tmp_path))
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "somebody's")
-    found = images._index_settings()
+    found = buildx._index_settings()
     assert found["UV_DEFAULT_INDEX"] == "https://reader:it's secret@index.example.org/simple"
     assert found["UV_FIND_LINKS"] == "https://wheels.example.org/"
     assert found["HTTPS_PROXY"] == "http://proxy.example.org:3128" and found["NO_PROXY"] == "localhost"
@@ -107,7 +107,7 @@ def test_only_what_a_build_can_reach_comes_with_it(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_what_is_on_this_machine_is_known(value: str, there: bool) -> None:
-    assert bool(images._LOOPBACK.search(value)) is there
+    assert bool(buildx._LOOPBACK.search(value)) is there
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_is_on_this_machine_is_known(value: str, there: bool) -> None:
     ],
 )
 def test_an_images_registry_is_known(image: str, host: str) -> None:
-    assert images._host(image) == host
+    assert registries.host_of(image) == host
 
 
 # What engines of several ages say, and the beginning of what that means.
@@ -153,8 +153,12 @@ SAID = {
 
 @pytest.mark.parametrize("said", SAID)
 def test_what_a_registry_says_is_told_in_a_sentence(said: str) -> None:
-    meaning = images._meaning(
-        images._REGISTRY, f"Error response from daemon: {said}\n", ENGINE, host="r.example.org", elsewhere="or --push"
+    meaning = registries.meaning(
+        registries.MEANINGS,
+        f"Error response from daemon: {said}\n",
+        ENGINE,
+        host="r.example.org",
+        elsewhere="or --push",
     )
     sentence, shown = meaning.splitlines()
     assert sentence.startswith(SAID[said]) and "{" not in sentence and shown.endswith(said)
@@ -188,10 +192,10 @@ ERROR: failed to solve: process "/bin/sh -c ..." did not complete successfully: 
 
 
 def test_the_failing_step_of_a_build_is_named_with_what_it_printed() -> None:
-    steps = images._Steps("image small", ProgressLine())
+    steps = buildx._Steps("image small", ProgressLine())
     for text in BUILD.splitlines():
         steps.heard(text)
-    told = images._why(ENGINE, RECIPE, steps, BUILD)
+    told = buildx._why(ENGINE, RECIPE, steps, BUILD)
     sentence, *lines = told.splitlines()
     assert sentence.startswith(
         "making the image tf2.15-cpu failed while installing the packages. The disk of the Docker engine is full"
@@ -200,9 +204,9 @@ def test_the_failing_step_of_a_build_is_named_with_what_it_printed() -> None:
 
 
 def test_what_fails_outside_of_all_steps_is_told_too() -> None:
-    steps, said = images._Steps("image small", ProgressLine()), 'ERROR: no builder "desktop" found\n'
+    steps, said = buildx._Steps("image small", ProgressLine()), 'ERROR: no builder "desktop" found\n'
     steps.heard(said)
-    told = images._why(ENGINE, RECIPE, steps, said)
+    told = buildx._why(ENGINE, RECIPE, steps, said)
     assert told == "making the image tf2.15-cpu failed while reading the lock. It says:\n" + said.strip()
 
 
@@ -215,15 +219,15 @@ def test_what_fails_outside_of_all_steps_is_told_too() -> None:
 )
 def test_an_engine_that_cannot_make_images_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(EngineFailed, match=message):
-        images._refuse_without_buildx(replace(ENGINE, **changes))
+        buildx.refuse_without_buildx(replace(ENGINE, **changes))
 
 
 @pytest.mark.parametrize("asked", ["https://registry.example.org", "", "Registry.example.org", "a b", "host:port/x"])
 def test_what_is_no_registry_is_refused(asked: str) -> None:
     with pytest.raises(UsageError, match="a registry is given as"):
-        images._registry(asked)
+        images.registry(asked)
 
 
 @pytest.mark.parametrize("asked", ["registry.example.org", "localhost:5000/", "ghcr.io/some-body/team_1"])
 def test_a_registry_may_have_a_port_and_a_path(asked: str) -> None:
-    assert images._registry(asked) == asked.rstrip("/")
+    assert images.registry(asked) == asked.rstrip("/")
