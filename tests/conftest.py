@@ -23,6 +23,7 @@ from runner.errors import DataError, EngineFailed, EnvironmentFailed
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = ROOT / "tests" / "jobs"
 BASE_IMAGE = os.environ.get("RUNNER_TEST_BASE_IMAGE")  # where the official images cannot be had: tests/engine/bases
+COUNTER = "tf0.0-cpu"  # the environment of the counter, whose image is only its base
 LONG: Any = {"steps": 100000, "pause": 0.01}  # parameters of a counter that goes on until somebody ends it
 
 
@@ -246,6 +247,13 @@ def environment_image(engine: engines.Engine) -> Callable[[str], str]:
             raise
 
     return image
+
+
+@pytest.fixture
+def in_docker(cli: Cli, environment_image: Callable[[str], str]) -> None:
+    """Let the command line run jobs in Docker where no backend is named; the counter's image is there."""
+    environment_image(COUNTER)
+    cli.env["RUNNER_ON"] = "docker"
 
 
 @pytest.fixture(scope="session")

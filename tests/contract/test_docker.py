@@ -11,21 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import BASE_IMAGE, LONG, Cli, begin, containers, need, step_of, until
+from conftest import BASE_IMAGE, COUNTER, LONG, Cli, begin, containers, need, step_of, until
 
 from runner import engines, images, runs
 
-pytestmark = pytest.mark.docker
-
-COUNTER = "tf0.0-cpu"
-
-
-@pytest.fixture
-def cli(cli: Cli, environment_image: Callable[[str], str]) -> Cli:
-    """The command line, with Docker as the backend where none is named."""
-    environment_image(COUNTER)
-    cli.env["RUNNER_ON"] = "docker"
-    return cli
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("in_docker")]
 
 
 def containers_of(cli: Cli) -> list[Any]:
@@ -216,14 +206,17 @@ def own_image(engine: engines.Engine, tmp_path: Path) -> Any:
     """An image of the user's own, by its name: it has python3, and a package tensorflow where that is asked for."""
     base = images.base_image("3.12", BASE_IMAGE)
     name = f"runner-tests/own:{os.getpid()}"
+    made = set()
 
     def make(*steps: str) -> str:
         (tmp_path / "Dockerfile").write_text("\n".join([f"FROM {base}", *steps, ""]))
-        subprocess.run(["docker", "build", "--quiet", "--tag", name, tmp_path], check=True, capture_output=True)
+        words = ["docker", "build", "--quiet", "--tag", name, tmp_path]
+        made.add(subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip())
         return name
 
     yield make
-    engine.client.api.remove_image(name, force=True)
+    for one in made:  # an earlier one has lost its name to a later one
+        engine.client.api.remove_image(one, force=True)
 
 
 def test_an_image_of_the_users_own(cli: Cli, own_image: Callable[..., str]) -> None:

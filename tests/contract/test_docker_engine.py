@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import platform
+import shutil
 import socket
 import subprocess
 import threading
@@ -13,24 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BASE_IMAGE, Cli, begin, containers, step_of, until
+from conftest import BASE_IMAGE, COUNTER, Cli, begin, containers, need, step_of, until
 from strangers import become_stranger
 from test_launcher_gpu import DRIVER, ROW, library  # noqa: F401 (a fixture)
 
 from runner import engines, images
 from runner.containers import name_of
 
-pytestmark = pytest.mark.docker
-
-COUNTER = "tf0.0-cpu"
-
-
-@pytest.fixture
-def cli(cli: Cli, environment_image: Callable[[str], str]) -> Cli:
-    """The command line, with Docker as the backend where none is named."""
-    environment_image(COUNTER)
-    cli.env["RUNNER_ON"] = "docker"
-    return cli
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("in_docker")]
 
 
 @pytest.fixture(autouse=True)
@@ -277,15 +268,21 @@ def test_a_gpu_by_cdi(cli: Cli, private_engine: Any, engine: engines.Engine, gpu
     )
 
 
-@pytest.mark.parametrize("known", ["no CDI device", "no device driver for GPUs"])
-def test_a_gpu_without_its_toolkit(
-    cli: Cli, private_engine: Any, gpu_project: Path, tmp_path: Path, known: str
-) -> None:
-    if "CDI" in known:
-        (tmp_path / "empty").mkdir()
-        private_engine.start(cdi=tmp_path / "empty")
-        cli.env["DOCKER_HOST"] = private_engine.address
+def without_toolkit(cli: Cli, known: str) -> None:
     said = ask(cli, "--gpus", "1", code=125).stderr
     assert f"GPUs cannot be given to containers: this engine knows {known}" in said
     assert "Install the NVIDIA Container Toolkit (https://docs.nvidia.com/" in said
     assert list(cli.volume.iterdir()) == []
+
+
+def test_a_gpu_that_has_no_cdi_specification(cli: Cli, private_engine: Any, gpu_project: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    private_engine.start(cdi=tmp_path / "empty")
+    cli.env["DOCKER_HOST"] = private_engine.address
+    without_toolkit(cli, "no CDI device")
+
+
+def test_a_gpu_without_its_toolkit(cli: Cli, engine: engines.Engine, gpu_project: Path) -> None:
+    there = engine.cdi or shutil.which("nvidia-container-runtime-hook") is not None
+    need("an engine without GPUs", not there, "this one can give GPUs to containers, or knows CDI")
+    without_toolkit(cli, "no device driver for GPUs")

@@ -10,24 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, containers, step_of, until
+from conftest import COUNTER, Cli, containers, step_of, until
 from strangers import UID, Stranger, become_stranger
 
 from runner import run_directory, runs
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("in_docker")]
 
 STEPS = 200  # of 20 ms: enough to be met by an interruption, even on a slow machine
 COMMAND = ("run", "counter", "-P", f"steps={STEPS}", "-P", "pause=0.02")
-COUNTER = "tf0.0-cpu"
-
-
-@pytest.fixture
-def cli(cli: Cli, environment_image: Callable[[str], str]) -> Cli:
-    """The command line, with Docker as the backend where none is named."""
-    environment_image(COUNTER)
-    cli.env["RUNNER_ON"] = "docker"
-    return cli
 
 
 @pytest.fixture
