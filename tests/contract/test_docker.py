@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import socket
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import BASE_IMAGE, COUNTER, LONG, Cli, begin, containers, need, step_of, until
+from conftest import BASE_IMAGE, COUNTER, JOBS, LONG, Cli, begin, containers, need, step_of, until
+from strangers import UID, become_stranger
 
 from runner import engines, images, runs
+from runner.engines import SOCKET
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("in_docker")]
+
+
+class Slow:
+    """The machine's engine behind a socket of its own, where one request never gets through: time enough to interrupt it."""
+
+    def __init__(self, path: Path) -> None:
+        self.held, self.met = "none", threading.Event()
+        self.listening = socket.socket(socket.AF_UNIX)
+        self.listening.bind(str(path))
+        self.listening.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed at the end
+            while True:
+                client, engine = self.listening.accept()[0], socket.socket(socket.AF_UNIX)
+                engine.connect(str(SOCKET))
+                for source, target in ((client, engine), (engine, client)):
+                    threading.Thread(target=self._pass_on, args=(source, target), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while content := source.recv(1 << 16):
+                if self.held.encode() in content.partition(b" HTTP/")[0]:
+                    self.met.set()
+                    return
+                target.sendall(content)
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def slow(cli: Cli, tmp_path: Path) -> Iterator[Slow]:
+    """An engine that the command line uses, with a request that it does not answer."""
+    found = Slow(tmp_path / "slow")
+    cli.env["DOCKER_HOST"] = f"unix://{tmp_path / 'slow'}"
+    yield found
+    found.listening.close()
 
 
 def containers_of(cli: Cli) -> list[Any]:
@@ -150,11 +193,67 @@ def test_a_folder_of_roots_with_other_things_in_it_is_not_given_away(cli: Cli, t
     need("root", os.getuid() == 0, "It is about volumes that are root's.")
     (tmp_path / "busy" / "other").mkdir(parents=True)
     (tmp_path / "busy" / "other" / "file").touch()
-    for volume in (tmp_path / "busy", Path("/")):
+    (tmp_path / "home" / ".ssh").mkdir(parents=True)
+    (tmp_path / "home" / ".ssh" / "id").touch()
+    for volume in (tmp_path / "busy", tmp_path / "home", Path("/")):
         refused = cli("run", "counter", "-P", "steps=5", "--volume", volume, code=2)
         assert f"the volume {volume} belongs to root" in refused.stderr
         assert volume.stat().st_uid == 0
-    assert [path.name for path in (tmp_path / "busy").iterdir()] == ["other"]
+    assert {path.name for path in tmp_path.glob("[bh]*/*")} == {"other", ".ssh"}
+
+
+def test_data_that_the_containers_user_cannot_read_is_refused(cli: Cli, tmp_path: Path) -> None:
+    need("root", os.getuid() == 0, "It is about a container's user who is not the caller.")
+    (tmp_path / "private").mkdir(mode=0o700)
+    words = ("counter", "--data", f"mine={tmp_path / 'private'}")
+    refused = cli.run(*words, code=2, steps=5)
+    assert "uid 10001, as whom the container runs, cannot read it. Allow it (chmod o+rx" in refused.stderr
+    assert list(cli.volume.iterdir()) == []
+    os.chown(tmp_path / "private", 4321, 4322)
+    cli.run(*words, "--user", "4321:4322", steps=5)
+
+
+@pytest.mark.parametrize("who", ["root", "a stranger"])
+def test_a_volume_that_is_tmp(cli: Cli, tmp_path: Path, who: str) -> None:
+    """A container has a /tmp of its own, in memory, in which the results would be lost."""
+    need("root", os.getuid() == 0, "only root can become another user")
+    user = cli if who == "root" else become_stranger(cli, tmp_path, SOCKET.stat().st_gid)
+    name, ours = f"runner-tests-{os.getpid()}", not Path("/tmp/.runner").exists()
+    try:
+        user.run("counter", "--name", name, "--volume", "/tmp", steps=5)
+        assert json.loads(Path("/tmp", name, "report.json").read_text())["steps"] == 5
+        assert owners(Path("/tmp", name)) == {10001 if who == "root" else UID}
+        user("rm", name, "--files", "--volume", "/tmp")
+        assert not Path("/tmp", name).exists()
+    finally:
+        shutil.rmtree(Path("/tmp", name), ignore_errors=True)
+        if ours:
+            shutil.rmtree("/tmp/.runner", ignore_errors=True)
+
+
+def test_more_threads_than_processors_are_given_as_natively(cli: Cli, engine: engines.Engine) -> None:
+    many = engine.cpus + 5
+    begin(cli, "counter", "--cpus", str(many))
+    (one,) = containers_of(cli)
+    assert one.attrs["HostConfig"]["NanoCpus"] == engine.cpus * 10**9
+    assert cli.only().record["conditions"]["threads"] == many
+
+
+def test_a_path_for_the_job_does_not_matter_for_its_launcher(cli: Cli) -> None:
+    cli.run("counter", "-e", "PATH=/foo:/bin:/usr/bin", steps=5)
+    assert cli.only().state == "succeeded"
+
+
+def test_a_profile_says_where_and_with_how_much(cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(JOBS, tmp_path / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "jobs" / "runner.yaml").write_text("default: {on: docker, memory: 256Mi}\n")
+    del cli.env["RUNNER_ON"]
+    cli.cwd = tmp_path / "jobs"
+    begin(cli, "counter")
+    (one,) = containers_of(cli)
+    assert one.attrs["HostConfig"]["Memory"] == 256 << 20
+    cli("stop", cli.only().name)
+    cli.run("counter", "--on", "native", steps=1, code=0)  # it does not matter there
 
 
 def test_two_commands_at_once_are_one_run(cli: Cli) -> None:
@@ -178,6 +277,33 @@ def test_a_closed_terminal_does_not_touch_it(cli: Cli) -> None:
     assert cli.only().state == "running"
 
 
+def test_a_run_whose_command_was_killed_leaves_no_container_when_another_one_sees_its_end(cli: Cli) -> None:
+    words = ("run", "counter", *(word for key, value in LONG.items() for word in ("-P", f"{key}={value}")))
+    first = cli.start(*words)
+    until(lambda: any(step_of(run.directory) for run in runs.on_volume(cli.volume)), what="a checkpoint")
+    second = cli.start(*words, stderr=subprocess.STDOUT)
+    assert second.stdout and "attached to it" in second.stdout.readline()
+    first.kill()
+    first.communicate()
+    (one,) = containers_of(cli)
+    one.stop()
+    second.communicate(timeout=60)
+    assert second.returncode == 75 and containers_of(cli) == []
+
+
+@pytest.mark.parametrize("held", ["/attach", "/start"])
+def test_a_command_that_is_told_to_end_while_it_submits_leaves_nothing(cli: Cli, slow: Slow, held: str) -> None:
+    slow.held = held
+    command = cli.start("run", "counter", "-P", "steps=5")
+    until(slow.met.is_set, what=f"the request {held}")
+    assert [one.status for one in containers_of(cli)] == ["created"]
+    command.terminate()
+    _, stderr = command.communicate(timeout=60)
+    assert command.returncode == 130 and "Traceback" not in stderr, stderr
+    assert containers_of(cli) == [] and list(cli.volume.iterdir()) == []
+    assert list(Path(cli.env["RUNNER_CACHE"], "submissions").iterdir()) == []
+
+
 def test_ctrl_c_stops_with_a_checkpoint(cli: Cli) -> None:
     command = cli.start("run", "counter", *(word for key, value in LONG.items() for word in ("-P", f"{key}={value}")))
     until(lambda: any(step_of(run.directory) for run in runs.on_volume(cli.volume)), what="a checkpoint")
@@ -193,6 +319,11 @@ def test_what_cannot_be_is_refused_before_anything_is_created(cli: Cli) -> None:
         (("--gpus", "many"), "'many' is not a valid whole number"),
         (("--gpus", "-1"), "-1 is not in the range"),
         (("--image", "x", "-E", "tf2.15"), "-E and --image exclude each other"),
+        (("--image", ""), "--image '': an image is given as NAME[:TAG]"),
+        (("--image", "Bad Image"), "such as registry.example.org/team/mine:1"),
+        (("--memory", "1Mi"), "--memory 1Mi: 1Mi is too little, for no engine takes less than 6Mi"),
+        (("--user", "4343:0"), "no container runs in root's group. Give another, such as 4343:4343"),
+        (("--registry", "https://foo/x"), "https://foo/x: a registry is given as registry.example.org/team"),
         (("--on", "native", "--image", "x"), "--image x is for containers"),
         (("--on", "native", "--memory", "1Gi"), "--memory 1Gi is for containers"),
     ):
@@ -241,6 +372,14 @@ def test_an_image_without_what_it_needs_is_refused(cli: Cli, own_image: Callable
     assert "the image has no python" in refused.stderr
     assert containers_of(cli) == []
     assert "could not be fetched" in cli.run("counter", "--image", "runner-tests/no-such", code=125).stderr
+
+
+def test_an_image_that_has_python3_only(cli: Cli, own_image: Callable[..., str]) -> None:
+    package = "RUN mkdir \"$(python3 -c 'import site; print(site.getsitepackages()[0])')/tensorflow\""
+    image = own_image("USER 0", package, 'RUN rm -f "$(command -v python)"')
+    words = ("--image", image, "-P", "steps=60", "-P", "pause=0.02", "--kills", "1", "--json")
+    told = cli("prove", "counter", *words, "--", "python3", "counter.py").json()
+    assert told["proved"] and told["identical"]
 
 
 def test_prove(cli: Cli) -> None:

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from terminals import on_terminal
 
+from runner import settings
 from runner.cli import cli as group
 
 HEAVY = ("docker", "kubernetes", "rich", "tensorflow", "yaml", "uv", "urllib.request", "asyncio")
@@ -71,6 +72,13 @@ def test_every_command_and_option_has_help(name):
     for option in command.params:
         if option.param_type_name == "option":
             assert getattr(option, "help", None), option.name
+
+
+def test_a_profile_may_say_on(tmp_path, monkeypatch):
+    """For YAML 1.1 the word is true."""
+    (tmp_path / "runner.yaml").write_text("default: {on: docker, volume: runs}\n")
+    monkeypatch.chdir(tmp_path)
+    assert settings.defaults(None, group.commands)["run"] == {"backend": "docker", "volume": f"{tmp_path}/runs"}
 
 
 def test_the_runner_alone_shows_its_help(cli):
