@@ -74,6 +74,7 @@ def decide(asked: Asked) -> Plan:
     """Return what the command means now: the same command starts, attaches, continues, or shows the result."""
     backends.check(asked.backend)
     _refuse_what_native_lacks(asked)
+    _refuse_registry(asked)
     project = projects.find(asked.job)
     values = project.job.values(asked.parameters)
     volume = volume_of(asked.volume)
@@ -124,6 +125,14 @@ def _refuse_what_native_lacks(asked: Asked) -> None:
     for option, value in (("--image", asked.image), ("--memory", asked.memory), ("--user", asked.user)):
         if value is not None:
             raise UsageError(f"{option} {value} is for containers, and this would run natively. Add --on docker.")
+
+
+def _refuse_registry(asked: Asked) -> None:
+    """Refuse what is no registry where images matter; it may come from a variable or a profile."""
+    if asked.registry and asked.backend == "docker":
+        from runner import images
+
+        images.registry(asked.registry)
 
 
 def _refuse_newer(existing: runs.Found) -> None:
