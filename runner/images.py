@@ -5,6 +5,7 @@ buildx.py makes one, registries.py fetches and sends one; all else is asked of t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -33,6 +34,7 @@ class Made(NamedTuple):
     bytes: int
     used: float  # when it was made: an engine does not know when it was used
     labels: dict[str, str]
+    current: bool  # the last one that was made of its environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,21 +190,32 @@ def made(engine: Engine) -> list[Made]:
         names = [tag for tag in image.get("RepoTags") or () if tag != "<none>:<none>"]
         own = sorted((tag for tag in names if tag.startswith(f"{REPOSITORY}:")), key=len)
         name = own[-1] if own else (names or [image["Id"]])[0]
-        found.append(
-            Made(name, image["Id"], int(image["Size"]), float(image["Created"]), dict(image.get("Labels") or {}))
-        )
+        labels = dict(image.get("Labels") or {})
+        current = f"{REPOSITORY}:{labels['runner.environment']}" in own
+        found.append(Made(name, image["Id"], int(image["Size"]), float(image["Created"]), labels, current))
     return found
 
 
-def remove(engine: Engine, image: str) -> None:
-    """Remove an image with all its names; one that a container uses stays."""
+def own_bytes(engine: Engine) -> dict[str, int]:
+    """Return of all images, by their ids, the bytes that no other image has: what their removal frees at least."""
+    found = buildx.usage(engine, "image", "Images")
+    return {str(image["Id"]): int(image["Size"]) - max(int(image.get("SharedSize") or 0), 0) for image in found}
+
+
+def remove(engine: Engine, image: str) -> bool:
+    """Remove an image with all its names, and its layers from the cache of builds; return False where a container uses it."""
     import docker
 
+    layers = buildx.layers_of_images(engine)
     try:
         engine.api.remove_image(image, force=True)
     except docker.errors.APIError as error:
-        if error.status_code not in (404, 409):
+        if error.status_code == 409:
+            return False
+        if error.status_code != 404:
             raise EngineFailed(f"the image could not be removed: {engines.explain(error)}.") from error
+    buildx.forget(engine, layers - buildx.layers_of_images(engine))
+    return True
 
 
 def _device(name: str) -> str:
@@ -261,7 +274,9 @@ def _there(engine: Engine, name: str) -> bool:
 def _make(engine: Engine, recipe: Recipe, registry: str | None = None) -> None:
     """Fetch or build an image, unless another runner does so meanwhile."""
     buildx.refuse_without_docker()
-    with locks.held(resources.cache("images", f"{recipe.tag}.lock"), f"image {recipe.name}"):
+    lock = resources.cache("images", f"{recipe.tag}.lock")
+    with locks.held(lock, f"image {recipe.name}"), contextlib.ExitStack() as left:
+        left.callback(lock.unlink, missing_ok=True)  # whoever waits for it finds the image
         if _there(engine, recipe.reference) or (registry and registries.fetched(engine, recipe, registry)):
             return
         buildx.refuse_without_buildx(engine)

@@ -7,9 +7,13 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from runner import environments, runs, terminal, virtualenvs
+from runner import engines, environments, runs, terminal, virtualenvs
+from runner.errors import EngineFailed
+
+if TYPE_CHECKING:
+    from runner.images import Made
 
 
 def show_runs(volumes: list[Path], backend: str | None, as_json: bool) -> None:
@@ -86,25 +90,49 @@ def show_status(run: runs.Found, as_json: bool) -> None:
 def show_environments(name: str | None, as_json: bool) -> None:
     """List the environments, or explain one."""
     rows = [environments.find(name)] if name else list(environments.load().values())
-    made = virtualenvs.installed()
-    described = [_environment(row, made) for row in rows]
+    made, images = virtualenvs.installed(), _images()
+    described = [_environment(row, made, images) for row in rows]
     if as_json:
         print(runs.as_json(described[0] if name else described))
     elif name:
         _explain(rows[0], described[0])
     else:
         table = [[row["name"] + (" (default)" if row["default"] else ""), row["tensorflow"], ", ".join(row["pythons"]),
-                  row["device"], terminal.size(row["bytes"]) if row["bytes"] else "not made yet"] for row in described]  # fmt: skip
+                  row["device"], _made(row) or "not made yet"] for row in described]  # fmt: skip
         terminal.table(["environment", "tensorflow", "python", "device", "on this machine"], table)
 
 
-def _environment(row: environments.Environment, made: list[virtualenvs.Installed]) -> dict[str, Any]:
+def _images() -> list[Made]:
+    """Return the images on the engine, the current ones first; none where no engine answers at once."""
+    if not engines.configured():
+        return []
+    from runner import images
+
+    try:
+        return sorted(images.made(engines.connect(engines.QUICK)), key=lambda image: not image.current)
+    except EngineFailed:
+        return []
+
+
+def _made(row: Mapping[str, Any]) -> str:
+    """Say what there is of an environment: all its virtualenvs, and the image that a run would have."""
+    virtualenv = [f"{terminal.size(row['bytes'])} virtualenv"] if row["virtualenvs"] else []
+    image = [f"{terminal.size(row['images'][0]['bytes'])} image"] if row["images"] else []
+    return ", ".join(virtualenv + image)
+
+
+def _environment(
+    row: environments.Environment, made: list[virtualenvs.Installed], images: list[Made]
+) -> dict[str, Any]:
     digest = virtualenvs.lock_hash(row.lock.read_text()) if row.lock.is_file() else None
     mine = [one for one in made if one.lock_hash == digest]
+    labels = {"runner.environment": row.name, "runner.lock": digest}
+    own = [image for image in images if labels.items() <= image.labels.items()]
     values = {key: value for key, value in dataclasses.asdict(row).items() if key not in ("lock", "shipped")}
     return {
         **values, "default": row.name == environments.default().name, "lock": digest, "own": not row.shipped,
         "bytes": sum(one.bytes for one in mine), "virtualenvs": [str(one.path) for one in mine],
+        "images": [{"reference": image.reference, "bytes": image.bytes} for image in own],
     }  # fmt: skip
 
 
@@ -117,4 +145,5 @@ def _explain(row: environments.Environment, found: Mapping[str, Any]) -> None:
         print("\nWhy so:\n  " + "\n  ".join(row.why))
     if row.links:
         print("\nMore: " + " ".join(row.links))
-    print("\nOn this machine: " + (", ".join(found["virtualenvs"]) or "not made yet; the first run makes it"))
+    there = [*found["virtualenvs"], *(image["reference"] for image in found["images"])]
+    print("\nOn this machine: " + (", ".join(there) or "not made yet; the first run makes it"))

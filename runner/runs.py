@@ -103,7 +103,15 @@ def on_volume(volume: Path) -> list[Found]:
 
 def on_volumes(volumes: list[Path], backend: str | None = None) -> list[Found]:
     """Return the runs on several volumes; with `backend` those that ran there last."""
-    return [run for place in volumes for run in on_volume(place) if _ran_on(run, backend)]
+    return [run for place in distinct(volumes) for run in on_volume(place) if _ran_on(run, backend)]
+
+
+def distinct(volumes: list[Path]) -> list[Path]:
+    """Return each volume once, by its first name: one may be known by its path and by links."""
+    found: dict[str, Path] = {}
+    for place in volumes:
+        found.setdefault(os.path.realpath(place), place)
+    return list(found.values())
 
 
 def _ran_on(run: Found, backend: str | None) -> bool:
