@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import re
@@ -11,15 +12,15 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from runner import __version__, locks, packages, process, registries, resources, terminal
+from runner import __version__, engines, locks, packages, process, registries, resources, terminal
 from runner.engines import Engine
 from runner.errors import CommandFailed, EngineFailed, EnvironmentFailed
 from runner.virtualenvs import lock_hash
@@ -51,6 +52,14 @@ _BUILD = (
     ),
 )
 _LOOKING_UP = "looking up the base image"
+
+
+class Left(NamedTuple):
+    """Something that builds have left in the engine's cache."""
+
+    id: str
+    bytes: int
+    used: float
 
 
 def refuse_without_docker() -> None:
@@ -188,6 +197,85 @@ def _uv(engine: Engine, recipe: Recipe, line: terminal.ProgressLine) -> Path:
             packages.uv("pip", "install", *options, f"uv=={version}", doing=f"fetching uv for {architecture}")
         partial.rename(folder)
     return folder / "bin"
+
+
+def unused_files() -> list[Path]:
+    """Return the copies of uv that are of another version, and the lock files that killed builds have left."""
+    folder, current = resources.cache("images"), f"uv-{metadata.version('uv')}-"
+    copies = [path for path in folder.glob("uv-*") if not path.name.startswith(current)]
+    return copies + [path for path in folder.glob("*.lock") if not path.name.startswith("uv-") and _is_free(path)]
+
+
+def _is_free(lock: Path) -> bool:
+    try:
+        with lock.open() as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # gone, or the file system has none
+        return lock.exists()
+    return True
+
+
+# What builds leave in the engine's cache: there an image's layers stay when it is removed.
+
+
+def usage(engine: Engine, kind: str, key: str) -> list[dict[str, Any]]:
+    """Return what takes space on the engine, of one kind."""
+    api = engine.api
+    try:
+        answer = api.get(
+            f"{api.base_url}/v{api.api_version}/system/df", params={"type": kind}, timeout=engines.PATIENCE
+        )
+        answer.raise_for_status()
+        return list(answer.json().get(key) or ())
+    except OSError as error:  # as what requests raises is
+        raise EngineFailed(f"the Docker engine could not tell what it keeps: {engines.explain(error)}.") from error
+
+
+def _cached(engine: Engine) -> list[dict[str, Any]]:
+    return usage(engine, "build-cache", "BuildCache")
+
+
+def layers_of_images(engine: Engine) -> set[str]:
+    """Return what in the cache is a layer of an image, too."""
+    return {str(record["ID"]) for record in _cached(engine) if record["Shared"]}
+
+
+def forget(engine: Engine, records: Iterable[str]) -> None:
+    """Remove some records from the cache; what other builds go on from stays."""
+    import docker
+
+    left = set(records)
+    try:
+        while left:
+            # One at a time, for the engine takes one id; a layer goes after those that stand on it.
+            gone = {id for id in left if _pruned(engine, id)}
+            if not gone:
+                return
+            left -= gone
+    except docker.errors.APIError as error:
+        said = engines.explain(error)
+        print(f"layers stay in the cache of builds ({said}). Free them with: docker builder prune", file=sys.stderr)
+
+
+def _pruned(engine: Engine, id: str) -> bool:
+    return bool(engine.api.prune_builds(filters={"id": [id]}, all=True).get("CachesDeleted"))
+
+
+def left_in_cache(engine: Engine, packages_too: bool) -> list[Left]:
+    """Return what builds of ours have left in the cache that no image has; with the packages that they have fetched."""
+    kinds = ("regular", "exec.cachemount") if packages_too else ("regular",)
+    return [
+        Left(str(record["ID"]), int(record["Size"]), _seconds(record.get("LastUsedAt") or record["CreatedAt"]))
+        for record in _cached(engine)
+        if record["Type"] in kinds and '/bin/sh -c step="' in record["Description"]
+        and record["Size"] and not record["Shared"] and not record["InUse"]
+    ]  # fmt: skip
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(f"{moment[:19]}+00:00").timestamp()
 
 
 # Where packages come from, as secrets of the build: in a variable of the command line's, and never in a file of ours.

@@ -8,10 +8,11 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from runner import (
     backends,
@@ -26,10 +27,13 @@ from runner import (
     terminal,
     virtualenvs,
 )
+from runner.engines import Engine
 from runner.errors import EngineFailed, RunnerError, UsageError
 from runner.listing import folder_size
 
 REMOVED = ".runner/removed"  # on a volume: what is being deleted
+PROBE = ".runner-probe-"  # on a volume: with what an engine is asked whether it sees it
+IN_USE = 600  # seconds: no check of an engine takes longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class Waste:
     bytes: int
     used: float  # when it was last needed
     parts: tuple[Path, ...] = ()  # where only these folders in it are waste
-    discard: Callable[[], None] | None = None  # where it is no folder
+    discard: Callable[[], bool | None] | None = None  # where it is no folder; it returns False where it could not
 
 
 def remove_run(run: runs.Found, files: bool) -> None:
@@ -109,9 +113,8 @@ def remove_unused(places: list[Path], backend: str | None, older: str | None, ye
     if not yes:
         refusal = f"nothing was removed: {total} would be freed. Say --yes to remove it without being asked."
         terminal.confirm(f"Remove all this and free {total}?", refusal)
-    for waste in found:
-        _remove(waste)
-    print(f"freed {total}", file=sys.stderr)
+    freed = sum(waste.bytes for waste in found if _remove(waste))
+    print(f"freed {terminal.size(freed)}", file=sys.stderr)
 
 
 def _age(older: str | None) -> float:
@@ -129,7 +132,8 @@ def _unused(places: list[Path], backend: str | None) -> Iterator[Waste]:
     requests = [run.request for run in everywhere if not _is_waste(run)] + handovers.requests_in_use()
     locks = {str(request.get("lock")) for request in requests}
     yield from _unused_environments(locks)
-    yield from _unused_on_engine(locks)
+    yield from _unused_on_engine(requests)
+    yield from _unused_files_of_builds()
     yield from _unused_data([request.get("data") or {} for request in requests])
     yield from _unused_bytecode()
     for folder in resources.cache("submissions").glob("*"):
@@ -143,7 +147,8 @@ def _unused_runs(places: list[Path], backend: str | None) -> Iterator[Waste]:
             why = "failed run" if "." not in run.name else "kept by --fresh"
             used = float(run.record.get("ended") or run.directory.stat().st_mtime)
             yield Waste(path=run.directory, why=why, bytes=folder_size(run.directory), used=used)
-    for place in places:
+    for place in runs.distinct(places):
+        yield from (_folder(folder, "rest of a check of the engine") for folder in _old(place.glob(f"{PROBE}*")))
         yield from (_folder(folder, "rest of a proof") for folder in proof.leftovers(place))
         yield from (_folder(folder, "rest of a removed run") for folder in (place / REMOVED).glob("*"))
 
@@ -160,28 +165,97 @@ def _unused_environments(needed: set[str]) -> Iterator[Waste]:
             yield Waste(path=made.path, why=why, bytes=made.bytes, used=made.last_used)
 
 
-def _unused_on_engine(needed: set[str]) -> Iterator[Waste]:
+def _old(paths: Iterable[Path]) -> Iterator[Path]:
+    """Give those that nobody can be at work with."""
+    return (path for path in paths if path.stat().st_mtime < time.time() - IN_USE)
+
+
+def _unused_on_engine(requests: Sequence[Mapping[str, Any]]) -> Iterator[Waste]:
     """Give the containers that have ended and the images that no run needs; an engine that does not answer is left alone."""
     if not engines.configured():
         return
-    from runner import images
     from runner.backends import docker
 
     try:
         engine = engines.connect(engines.QUICK)
-        for one in docker.ended(engine):
+        ended = docker.ended(engine)
+        for one in ended:
             yield Waste(
                 path=Path(one.name), why="container that has ended", bytes=0, used=one.used,
                 discard=partial(docker.discard, engine, one.id),
             )  # fmt: skip
-        for image in images.made(engine):
-            if image.labels.get("runner.lock") not in needed:
-                yield Waste(
-                    path=Path(image.reference), why="image that no run needs", bytes=image.bytes, used=image.used,
-                    discard=partial(images.remove, engine, image.id),
-                )  # fmt: skip
+        yield from _unused_images(engine, requests, {one.id for one in ended})
+        yield from _unused_probes(engine)
     except EngineFailed as error:
         print(f"docker was not asked: {error}", file=sys.stderr)
+
+
+def _unused_images(engine: Engine, requests: Sequence[Mapping[str, Any]], ended: Container[str]) -> Iterator[Waste]:
+    """Give the images that no run needs, then what builds have left in the engine's cache.
+
+    A run needs the one that it ran in, and the current one of its lock: natively begun, it may go on in a container.
+    Runs of others on this engine are known by their containers only.
+    """
+    from runner import buildx, images
+
+    here = {str(request.get("container")) for request in requests}
+    locks = {str(request.get("lock")) for request in requests}
+    unknown = {str(request.get("lock")) for request in requests if "container" not in request and _in_docker(request)}
+    busy = {one["ImageID"] for one in engine.api.containers(all=True) if one["Id"] not in ended}
+    made, own = images.made(engine), images.own_bytes(engine)
+    unused = []
+    for image in made:
+        lock = str(image.labels.get("runner.lock"))
+        needed = image.reference in here or lock in unknown or (image.current and lock in locks)
+        if not needed and image.id not in busy:
+            unused.append(image)
+    for image in unused:
+        # Only what it shares with no other image is freed.
+        yield Waste(
+            path=Path(image.reference), why="image that no run needs (on the known volumes)", bytes=own.get(image.id, 0),
+            used=image.used, discard=partial(images.remove, engine, image.id),
+        )  # fmt: skip
+    left = buildx.left_in_cache(engine, packages_too=len(unused) == len(made))
+    if left:
+        yield Waste(
+            path=Path("build cache of the engine"), why="layers and packages of images that are no more",
+            bytes=sum(one.bytes for one in left), used=max(one.used for one in left),
+            discard=partial(buildx.forget, engine, [one.id for one in left]),
+        )  # fmt: skip
+
+
+def _unused_probes(engine: Engine) -> Iterator[Waste]:
+    """Give the empty images that an engine was asked for GPUs with, by a runner that was killed meanwhile."""
+    for image in engine.api.images(name="runner-probe"):
+        if image["Created"] < time.time() - IN_USE:
+            yield Waste(
+                path=Path(image["RepoTags"][0]), why="rest of a check of the engine", bytes=0, used=float(image["Created"]),
+                discard=partial(_remove_probe, engine, image["Id"]),
+            )  # fmt: skip
+
+
+def _remove_probe(engine: Engine, image: str) -> None:
+    from runner import images
+    from runner.backends import docker
+
+    for container in engine.api.containers(all=True, filters={"ancestor": image}):
+        docker.discard(engine, container["Id"])
+    images.remove(engine, image)
+
+
+def _in_docker(request: Mapping[str, Any]) -> bool:
+    return request.get("backend") == "docker"
+
+
+def _unused_files_of_builds() -> Iterator[Waste]:
+    from runner import buildx
+
+    for path in buildx.unused_files():
+        why = "uv of another version, for builds" if path.is_dir() else "lock of a build that was killed"
+        yield Waste(
+            path=path, why=why, bytes=folder_size(path) if path.is_dir() else 0, used=path.stat().st_mtime,
+            discard=None if path.is_dir() else partial(path.unlink, missing_ok=True),
+        )  # fmt: skip
 
 
 def _unused_data(needed: list[Mapping[str, Mapping[str, str]]]) -> Iterator[Waste]:
@@ -214,10 +288,11 @@ def _folder(path: Path, why: str) -> Waste:
     return Waste(path=path, why=why, bytes=folder_size(path), used=path.stat().st_mtime)
 
 
-def _remove(waste: Waste) -> None:
+def _remove(waste: Waste) -> bool:
+    """Remove it, and return whether that was done."""
     if waste.discard:
-        waste.discard()
-    elif waste.parts:
+        return waste.discard() is not False
+    if waste.parts:
         for path in waste.parts:
             shutil.rmtree(path, ignore_errors=True)
     elif waste.path.parent == resources.cache("environments"):
@@ -230,3 +305,4 @@ def _remove(waste: Waste) -> None:
         _remove_directory(waste.path)
     else:
         shutil.rmtree(waste.path, ignore_errors=True)
+    return True

@@ -19,7 +19,7 @@ import subprocess
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ from engines import PrivateEngine
 from terminals import on_terminal
 from wheels import build_wheel, lock_of
 
-from runner import environments, images
+from runner import cleaning, engines, environments, images
 from runner.engines import Engine
+from runner.errors import EngineFailed, UsageError
 from runner.virtualenvs import lock_hash
 
 pytestmark = pytest.mark.docker
@@ -90,7 +91,7 @@ def row(
     made.write(NOTHING)
     yield made
     for image in made.images():
-        engine.client.api.remove_image(image["Id"], force=True)
+        images.remove(engine, image["Id"])  # with its layers, which pile up in the cache of builds
 
 
 def files_of(image: str) -> set[str]:
@@ -439,6 +440,41 @@ def test_another_platforms_image_has_a_name_of_its_own(row: Row, engine: Engine)
     assert f"This machine cannot run programs for linux/{other}" in told and f"--install {other}" in told
 
 
+def test_an_image_of_the_users_own_needs_the_command_line_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(
+        EngineFailed, match=r"fetching the image runner-tests/none:1 needs Docker's .*no `docker` on"
+    ) as refused:
+        images.pull(engine, "runner-tests/none:1")
+    assert "buildx" not in str(refused.value)
+
+
+def test_a_registry_that_is_none_is_refused_before_anything_is_made(row: Row, engine: Engine) -> None:
+    with pytest.raises(UsageError, match=r"the registry https://registry\.example\.org: a registry is given as"):
+        images.ensure(engine, row.name, NOTHING, PYTHON, BASE_IMAGE, registry="https://registry.example.org")
+    assert row.images() == []
+
+
+def test_that_a_push_is_for_another_processor_is_said(
+    row: Row, engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # No machine with another processor is at hand: the engine is said to be one, so that nothing here can be built for it.
+    monkeypatch.setattr(engines, "connect", lambda: replace(engine, architecture="arm64"))
+    monkeypatch.setattr(images, "_built", lambda *_: pytest.skip("it went on"))
+    monkeypatch.chdir(row.cli.cwd)
+
+    def said(**asked: Any) -> str:
+        with contextlib.suppress(pytest.skip.Exception):
+            images.build([row.name], everything=False, template=BASE_IMAGE, **asked)
+        return capsys.readouterr().err
+
+    told = "building for linux/amd64, as most clusters are, and not for this machine's linux/arm64; --platform says otherwise\n"
+    assert said(platform=None, push="registry.example.org") == told
+    assert said(platform="linux/arm64", push="registry.example.org") == said(platform=None, push=None) == ""
+
+
 def test_without_the_command_line_a_sentence_says_what_to_install(row: Row, tmp_path: Path) -> None:
     row.cli.env["PATH"] = str(tmp_path)
     told = row.fails()
@@ -619,6 +655,123 @@ def test_a_base_that_the_registry_lacks_or_keeps_to_itself(row: Row, registry: R
     row.cli.env.update(registry.login)
     told = row.fails("--base-image", base)
     assert f"There is no such image in {registry.host}. Check the name" in told and "RUNNER_BASE_IMAGE" in told
+
+
+# What is not needed any more, and what is there.
+
+
+def marked(engine: Engine, names: list[str], lock: str) -> None:
+    """Make an image that has nothing in it but the labels of ours."""
+    labels = [f"LABEL runner.environment={names[0].partition(':')[2]} runner.lock={lock}"]
+    first, *others = names
+    made = engine.api.import_image_from_data(
+        bytes(1024), repository=first, changes=[*labels, "LABEL name=" + names[-1]]
+    )
+    for name in others:
+        engine.api.tag(json.loads(made)["status"], *name.split(":"))
+
+
+@pytest.mark.parametrize(
+    ("requests", "unused"),
+    [
+        ([], ["new", "old"]),
+        ([{"lock": "L", "backend": "native"}], ["old"]),  # it may go on in a container
+        ([{"lock": "other", "backend": "docker", "container": "{}-old"}], ["new"]),
+        ([{"lock": "L", "backend": "docker", "container": "{}-new"}], ["old"]),
+        ([{"lock": "L", "backend": "docker"}], []),  # of a runner that did not write it down
+    ],
+)
+def test_an_image_is_needed_by_the_run_that_was_in_it_and_by_its_lock(
+    engine: Engine, requests: list[dict[str, str]], unused: list[str]
+) -> None:
+    name, lock = f"tensorflow-runner:tf0.{secrets.randbelow(10**9)}-cpu", secrets.token_hex(8)
+    marked(engine, [name, f"{name}-old"], lock)
+    engine.api.remove_image(name)
+    marked(engine, [name, f"{name}-new"], lock)
+    asked = [{key: value.format(name) for key, value in one.items()} for one in requests]
+    asked = [{**one, "lock": lock if one["lock"] == "L" else one["lock"]} for one in asked]
+    try:
+        found = [str(waste.path) for waste in cleaning._unused_images(engine, asked, ())]
+        assert sorted(path for path in found if path.startswith(name)) == [f"{name}-{which}" for which in unused]
+        container = engine.api.create_container(f"{name}-new", "/nothing")["Id"]
+        try:  # somebody else's, whose runs are not known here
+            found = [str(waste.path) for waste in cleaning._unused_images(engine, asked, ())]
+            assert f"{name}-new" not in found
+            found = [str(waste.path) for waste in cleaning._unused_images(engine, asked, {container})]
+            assert (f"{name}-new" in found) is ("new" in unused)
+        finally:
+            engine.api.remove_container(container)
+    finally:
+        for which in ("old", "new"):
+            engine.api.remove_image(f"{name}-{which}", force=True)
+        engine.api.remove_image(name, force=True)
+
+
+def blocks(folder: Path) -> int:
+    """Return the bytes that a folder takes on its disk."""
+    return 512 * sum((Path(where) / name).lstat().st_blocks for where, _, names in os.walk(folder) for name in names)
+
+
+def test_rm_unused_frees_what_it_says(row: Row, served: Index, private_engine: PrivateEngine, tmp_path: Path) -> None:
+    row.cli.env.update(RUNNER_CACHE=str(tmp_path / "own cache"))
+    private_engine.start()
+    row.cli.env["DOCKER_HOST"] = private_engine.address
+    private_engine.load(images.base_image(PYTHON, BASE_IMAGE))
+    row.cli("rm", "--unused", "--yes")  # of other tests on this engine
+    served.wheel = build_wheel(secrets.token_bytes(40_000_000))
+    row.write(served.lock)
+    served.trusted_by(row.cli)
+    row.cli("build", row.name)
+    before = blocks(private_engine.data / "overlay2")
+    told = row.cli("rm", "--unused", "--yes")
+    freed = before - blocks(private_engine.data / "overlay2")
+    assert "image that no run needs" in told.stdout and "layers and packages of images" in told.stdout
+    (said,) = re.findall(r"freed (\d+) MB", told.stderr)
+    assert int(said) >= 80 and abs(freed / 1e6 - int(said)) < 8, (freed, told.output)  # in the image, and in uv's cache
+    assert images.base_image(PYTHON, BASE_IMAGE) in private_engine.docker(
+        "images", "--format", "{{.Repository}}:{{.Tag}}"
+    )
+    assert "nothing is unused" in row.cli("rm", "--unused").stderr
+
+
+def test_what_a_killed_check_of_the_engine_leaves_is_removed(
+    engine: Engine, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"runner-probe:{secrets.token_hex(6)}"
+    engine.api.import_image_from_data(bytes(1024), repository=name)
+    container = engine.api.create_container(name, "/nothing")["Id"]
+
+    def found() -> list[cleaning.Waste]:
+        return [waste for waste in cleaning._unused_probes(engine) if str(waste.path) == name]
+
+    try:
+        assert found() == []  # it may be at work
+        monkeypatch.setattr(cleaning, "IN_USE", -60)
+        (probe,) = found()
+        cleaning._remove(probe)
+        assert docker("images", "--quiet", name) == "" and container not in docker(
+            "ps", "--all", "--quiet", "--no-trunc"
+        )
+    finally:
+        docker("rm", "--force", container, check=False)
+        docker("image", "rm", "--force", name, check=False)
+
+
+def test_envs_shows_images(row: Row) -> None:
+    def shown() -> str:
+        return next(line for line in row.cli("envs").stdout.splitlines() if line.startswith(row.name))
+
+    nothing = f"none==1.{secrets.randbelow(10**9)} ; python_version < '3'  --hash=sha256:"
+    row.write(nothing + 64 * "0")  # a lock of its own, with no virtualenv
+    assert "not made yet" in shown()
+    (told,) = row.cli("build", row.name, "--json").json()
+    assert re.search(r"\d+ MB image$", shown())
+    assert told["image"] in row.cli("envs", row.name).stdout
+    assert row.cli("envs", row.name, "--json").json()["images"] == [
+        {"reference": told["image"], "bytes": told["bytes"]}
+    ]
+    row.cli.env["DOCKER_HOST"] = "unix:///nowhere"
+    assert "not made yet" in shown() and row.cli("envs").stderr == ""
 
 
 # A full disk.

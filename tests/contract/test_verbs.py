@@ -389,6 +389,23 @@ def test_rm_unused_counts_the_runs_on_all_volumes(own, tmp_path):
     assert not list((tmp_path / "own cache/environments").glob("tf0.0-cpu-*"))
 
 
+def test_a_volume_that_is_known_by_a_link_too_is_one(own, tmp_path):
+    own.run("counter", "--name", "bad", steps=2, fault="exit", code=1)
+    (tmp_path / "link").symlink_to(own.volume)
+    own.run("counter", "--name", "other", "--volume", tmp_path / "link", steps=2)
+    listed = own("ps", "--json").json()
+    assert sorted(run["name"] for run in listed) == ["bad", "other"]
+    assert own("rm", "--unused", code=2).stdout.count("failed run") == 1
+
+
+def test_what_a_killed_check_of_the_engine_leaves_on_a_volume_is_removed(own):
+    for name, age in ((".runner-probe-old", 3600), (".runner-probe-new", 0)):
+        (own.volume / name).mkdir()
+        os.utime(own.volume / name, (time.time() - age,) * 2)
+    assert own("rm", "--unused", "--yes").stdout.count("rest of a check of the engine") == 1
+    assert [path.name for path in own.volume.iterdir()] == [".runner-probe-new"]
+
+
 def test_rm_refuses_what_does_not_go_together(cli):
     finished(cli, "mine")
     assert "--unused takes no run" in cli("rm", "mine", "--unused", code=2).stderr

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runner import buildx, environments, images, registries
+from runner import buildx, cleaning, environments, images, locks, registries, resources
 from runner.engines import Engine
 from runner.errors import EngineFailed, UsageError
 from runner.terminal import ProgressLine
@@ -226,6 +227,46 @@ def test_an_engine_that_cannot_make_images_is_refused(changes: dict[str, Any], m
 def test_what_is_no_registry_is_refused(asked: str) -> None:
     with pytest.raises(UsageError, match="a registry is given as"):
         images.registry(asked)
+
+
+def test_where_a_registry_was_asked_for_is_said() -> None:
+    with pytest.raises(UsageError, match=r"^RUNNER_REGISTRY https://r\.example\.org: a registry is given as"):
+        images.registry("https://r.example.org", "RUNNER_REGISTRY")
+
+
+def test_how_an_image_is_made_is_described_with_all_that_decides() -> None:
+    first, rest = images.described("tf2.15-cuda", LOCK, "3.11", "mirror.example.org/python:{minor}").split("\n", 1)
+    assert first == (
+        "# docker buildx build --target=cuda --build-arg=BASE=mirror.example.org/python:3.11 --build-arg=PYTHON=3.11 --tag="
+        + images.reference("tf2.15-cuda", LOCK, "3.11", "mirror.example.org/python:{minor}")
+    )
+    assert rest == images.dockerfile().rstrip()
+    assert set(first.split()[4:]) == set(
+        replace(RECIPE, name="tf2.15-cuda", base="mirror.example.org/python:3.11").arguments
+    )
+
+
+def test_files_of_builds_that_nothing_needs_are_unused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNNER_CACHE", str(tmp_path))
+    folder, version = resources.cache("images"), metadata.version("uv")
+    for name in (f"uv-{version}-amd64", "uv-0.0.1-amd64", "uv-0.0.1-arm64.partial"):
+        (folder / name / "bin").mkdir(parents=True)
+        (folder / name / "bin" / "uv").write_bytes(bytes(1000))
+    for name in (
+        f"uv-{version}-amd64.lock",
+        "uv-0.0.1-amd64.lock",
+        "killed-cpu-00000000.lock",
+        "going-cpu-00000000.lock",
+    ):
+        (folder / name).touch()
+    with locks.held(folder / "going-cpu-00000000.lock", "image going"):
+        found = list(cleaning._unused_files_of_builds())
+    assert {waste.path.name: waste.bytes for waste in found} == {
+        "uv-0.0.1-amd64": 1000, "uv-0.0.1-arm64.partial": 1000, "uv-0.0.1-amd64.lock": 0, "killed-cpu-00000000.lock": 0,
+    }  # fmt: skip
+    assert all(map(cleaning._remove, found))
+    left = {path.name for path in folder.iterdir()}
+    assert left == {f"uv-{version}-amd64", f"uv-{version}-amd64.lock", "going-cpu-00000000.lock"}
 
 
 @pytest.mark.parametrize("asked", ["registry.example.org", "localhost:5000/", "ghcr.io/some-body/team_1"])
