@@ -734,6 +734,17 @@ def test_rm_unused_frees_what_it_says(row: Row, served: Index, private_engine: P
     private_engine.docker("image", "rm", base)
 
 
+def test_an_image_that_a_container_uses_is_not_removed(row: Row, engine: Engine) -> None:
+    (told,) = row.cli("build", row.name, "--json").json()
+    container = docker("run", "--detach", "--init", told["image"], "sleep", "600").strip()
+    try:
+        assert not images.remove(engine, told["id"])
+        assert len(row.images()) == 1
+    finally:
+        docker("rm", "--force", container)
+    assert images.remove(engine, told["id"]) and row.images() == []
+
+
 def test_what_a_killed_check_of_the_engine_leaves_is_removed(
     engine: Engine, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
