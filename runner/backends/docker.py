@@ -133,7 +133,7 @@ def render(run: Run) -> str:
     lines = [f"{known}# container", yaml.safe_dump(options, sort_keys=False).rstrip()]
     lines += [f"# on standard input: {', '.join(sorted(run.secrets)) or 'no secrets'}, and the proxies"]
     if not run.request["image"]:
-        lines += [f"# {image}, from", images.dockerfile().rstrip()]
+        lines.append(images.described(run.request["environment"], run.lock, _python(run), run.base_image))
     return "\n".join([*lines, "# request.json", json.dumps(run.request, indent=1)])
 
 
