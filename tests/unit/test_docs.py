@@ -7,7 +7,7 @@ import click
 import pytest
 
 from runner.cli import cli
-from runner.settings import KEYS
+from runner.settings import KEYS, defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -38,6 +38,15 @@ def test_every_option_in_the_readme_exists():
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_of_a_profile_stands_in_the_readme(key):
     assert f"`{key}`" in README
+
+
+def test_the_profiles_in_the_readme_are_accepted(tmp_path, monkeypatch):
+    profiles = [text for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if text.startswith("default:")]
+    monkeypatch.chdir(tmp_path)
+    assert profiles
+    for text in profiles:
+        (tmp_path / "runner.yaml").write_text(text)
+        assert defaults(None, cli.commands)["run"]
 
 
 def test_every_variable_of_an_option_stands_in_the_readme():
