@@ -1,6 +1,7 @@
 """Images: what one is made from and called, and the ways to have it on an engine: there, fetched, or made now.
 
-buildx.py makes one, registries.py fetches and sends one; all else is asked of the engine itself.
+buildx.py (imported where it is used: most runs find their image) makes one, registries.py fetches and sends one; all
+else is asked of the engine itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from runner import buildx, engines, environments, locks, registries, resources, terminal, yamlfile
+from runner import engines, environments, locks, registries, resources, terminal, yamlfile
 from runner.engines import Engine
 from runner.errors import EngineFailed, UsageError, unknown
 from runner.virtualenvs import lock_hash
@@ -142,6 +143,7 @@ def ensure(
 
 def pull(engine: Engine, image: str) -> None:
     """Fetch an image of the user's own, unless it is there."""
+
     if not registries.inspected(engine, image):
         registries.refuse_without_docker(f"fetching the image {image}")
         with terminal.ProgressLine() as line:
@@ -198,6 +200,8 @@ def made(engine: Engine) -> list[Made]:
 
 def own_bytes(engine: Engine) -> dict[str, int]:
     """Return of all images, by their ids, the bytes that no other image has: what their removal frees at least."""
+    from runner import buildx
+
     found = buildx.usage(engine, "image", "Images")
     return {str(image["Id"]): int(image["Size"]) - max(int(image.get("SharedSize") or 0), 0) for image in found}
 
@@ -205,6 +209,8 @@ def own_bytes(engine: Engine) -> dict[str, int]:
 def remove(engine: Engine, image: str) -> bool:
     """Remove an image with all its names, and its layers from the cache of builds; return False where a container uses it."""
     import docker
+
+    from runner import buildx
 
     layers = buildx.layers_of_images(engine)
     try:
@@ -273,6 +279,8 @@ def _there(engine: Engine, name: str) -> bool:
 
 def _make(engine: Engine, recipe: Recipe, registry: str | None = None) -> None:
     """Fetch or build an image, unless another runner does so meanwhile."""
+    from runner import buildx
+
     buildx.refuse_without_docker()
     lock = resources.cache("images", f"{recipe.tag}.lock")
     with locks.held(lock, f"image {recipe.name}"), contextlib.ExitStack() as left:
