@@ -107,7 +107,7 @@ def place(volume: Path, own_image: bool) -> str:
 
     It may hide nothing of the image, nor be hidden by what is mounted; and root's home is open in our images only.
     """
-    path = f"{volume}/"
+    path = "/" if volume == Path("/") else f"{volume}/"
     hides = path in ("/", "/tmp/") or any(
         f"/{part}/".startswith(path) or path.startswith(f"/{part}/") for part in IMAGE
     )

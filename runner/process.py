@@ -76,6 +76,27 @@ def ends_like_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep the first Ctrl-C, SIGTERM or SIGHUP until a request is answered, whose effect could not be undone otherwise."""
+    came: list[int] = []
+
+    def keep(number: int, frame: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, keep) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if here}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for first in came:
+            signal.raise_signal(first)
+
+
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 

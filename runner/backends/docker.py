@@ -16,7 +16,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from runner import containers, datasets, engines, handovers, images, ownership, packages, probes, run_directory, runs
+from runner import (
+    containers,
+    datasets,
+    engines,
+    handovers,
+    images,
+    ownership,
+    packages,
+    probes,
+    process,
+    run_directory,
+    runs,
+)
 from runner.engines import Engine
 from runner.errors import EngineFailed, RunnerError, UsageError
 from runner.runs import Found
@@ -54,17 +66,21 @@ class Started:
         import docker
 
         try:
-            state = self.engine.api.inspect_container(self.container)["State"]
+            found = self.engine.api.inspect_container(self.container)
         except docker.errors.NotFound:
             return -9, "its container was removed"
         except Exception:  # the engine is away, or just starting
             return self._without_engine()
-        self._silent_since = None
+        self._silent_since, state = None, found["State"]
         if state["Status"] not in ("exited", "dead"):
             return None
         code = int(state["ExitCode"])
         if state.get("OOMKilled") and code == 137:
-            return -9, "its memory limit is too small even for the start (OOM). Give it more with --memory"
+            limit = found["HostConfig"]["Memory"] >> 20
+            return (
+                -9,
+                f"its memory limit of {limit} MiB is too small even for the start (OOM). Give it more with --memory",
+            )
         return (-9 if code in (137, 255) else code), self._last_words(code)
 
     def _without_engine(self) -> tuple[int, str] | None:
@@ -267,7 +283,8 @@ def _start(engine: Engine, run: Run, options: dict[str, Any], handover: Path) ->
     api = engine.api
     name = containers.name_of(run.name, run.volume)
     try:
-        made = api.create_container_from_config(options, name)["Id"]
+        with process.undisturbed():  # else the engine makes it when nobody looks for it any more
+            made = api.create_container_from_config(options, name)["Id"]
     except docker.errors.APIError as error:
         if error.status_code == 409:
             handovers.discard(handover)

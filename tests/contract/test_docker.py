@@ -385,10 +385,8 @@ def test_an_image_that_has_python3_only(cli: Cli, own_image: Callable[..., str])
 def test_prove(cli: Cli) -> None:
     told = cli("prove", "counter", "--kills", "2", "--json", "-P", "steps=150", "-P", "pause=0.01").json()
     assert told["proved"] and told["identical"] and told["kills"] == 3
-    assert (
-        list(cli.volume.iterdir()) == []
-        and [one for one in containers() if ".prove" in one.labels["runner.volume"]] == []
-    )
+    assert list(cli.volume.iterdir()) == []
+    assert not [one for one in containers() if ".prove" in one.labels["runner.volume"]]
 
 
 def test_rm_unused_removes_ended_containers_and_images(
@@ -396,12 +394,14 @@ def test_rm_unused_removes_ended_containers_and_images(
 ) -> None:
     cli.env["RUNNER_CACHE"] = str(tmp_path / "own cache")  # it must not meet anybody else's environments
     private_engine.start()
-    private_engine.load(environment_image(COUNTER))
+    image = environment_image(COUNTER)
+    private_engine.load(image)  # other tests may have left others there
     cli.env["DOCKER_HOST"] = private_engine.address
     cli.run("counter", "--name", "ended", "--detach", steps=5)
     assert cli("wait", "ended").code == 0
-    listed = cli("rm", "--unused", code=2).stdout
-    assert "container that has ended" in listed and "image that no run needs" not in listed
+    listed = cli("rm", "--unused", code=None).stdout
+    assert "container that has ended" in listed and image not in listed
     cli("rm", "ended", "--files")
-    assert "image that no run needs" in cli("rm", "--unused", "--yes").stdout
+    (line,) = (line for line in cli("rm", "--unused", "--yes").stdout.splitlines() if image in line)
+    assert "image that no run needs" in line
     assert private_engine.docker("images", "--quiet") == "" and private_engine.docker("ps", "--all", "--quiet") == ""

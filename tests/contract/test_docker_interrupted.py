@@ -140,7 +140,7 @@ def test_out_of_memory_says_so_with_the_limit_and_the_same_command_continues(cli
 def test_a_limit_that_is_too_small_for_the_launcher_itself_says_so(cli: Cli) -> None:
     for _ in range(2):
         said = cli.run("counter", "--memory", "8Mi", code=125, steps=5).stderr
-        assert "OOM" in said and "--memory" in said
+        assert "limit of 8 MiB" in said and "OOM" in said and "--memory" in said
         assert containers_of(cli) == []
     cli.run("counter", steps=5)
 
