@@ -77,10 +77,8 @@ class Started:
         code = int(state["ExitCode"])
         if state.get("OOMKilled") and code == 137:
             limit = found["HostConfig"]["Memory"] >> 20
-            return (
-                -9,
-                f"its memory limit of {limit} MiB is too small even for the start (OOM). Give it more with --memory",
-            )
+            said = f"its memory limit of {limit} MiB is too small even for the start (OOM). Give it more with --memory"
+            return -9, said
         return (-9 if code in (137, 255) else code), self._last_words(code)
 
     def _without_engine(self) -> tuple[int, str] | None:
@@ -167,8 +165,8 @@ def submit(run: Run) -> Started | Elsewhere:
     data = {name: datasets.ensure(dataset, given) if dataset else given for name, (dataset, given) in run.data.items()}
     run = replace(run, request={**run.request, "container": image, **_identity(engine, run, image)})
     handover = handovers.path(run)
-    handovers.write(run, handover, user if os.getuid() == 0 and user[0] != 0 else None)
     try:
+        handovers.write(run, handover, user if os.getuid() == 0 and user[0] != 0 else None)
         if not _make_way(engine, run):
             handovers.discard(handover)
             return Elsewhere(directory=run.directory)
