@@ -143,7 +143,6 @@ def ensure(
 
 def pull(engine: Engine, image: str) -> None:
     """Fetch an image of the user's own, unless it is there."""
-
     if not registries.inspected(engine, image):
         registries.refuse_without_docker(f"fetching the image {image}")
         with terminal.ProgressLine() as line:

@@ -69,9 +69,8 @@ def _loader(path: Path) -> Any:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise UsageError(f"{path}, line {line}: a key must be a word.")
-            key = (
-                key_node.value
-            )  # its own text: YAML 1.1 takes on, off, yes and no for true and false, and 3.10 for 3.1
+            # A key is its own text: YAML 1.1 takes on, off, yes and no for true and false, and 3.10 for 3.1.
+            key = key_node.value
             if key in found:
                 raise UsageError(
                     f"{path}, line {line}: the key {key!r} stands here twice (first in line {found.lines[key]})."

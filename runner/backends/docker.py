@@ -371,7 +371,7 @@ def volumes() -> list[Path]:
     """Return the volumes of all containers of the runner; none where no engine is set up."""
     if not engines.configured():
         return []
-    found = engines.connect(engines.QUICK).client.api.containers(all=True, filters={"label": "runner.volume"})
+    found = engines.connect(engines.QUICK).api.containers(all=True, filters={"label": "runner.volume"})
     return list(dict.fromkeys(Path(one["Labels"]["runner.volume"]) for one in found))
 
 
@@ -388,9 +388,8 @@ def ended(engine: Engine) -> list[Ended]:
     """Return this user's containers that have ended, or were never started; their runs do not need them."""
     ours = {"label": f"runner.user={os.getuid()}", "status": ["exited", "dead", "created"]}
     found = engine.api.containers(all=True, filters=ours)
-    old = [
-        one for one in found if one["State"] != "created" or time.time() - one["Created"] > 60
-    ]  # else it is being started
+    # One that was created in the last minute is just being started.
+    old = [one for one in found if one["State"] != "created" or time.time() - one["Created"] > 60]
     return [Ended(str(one["Id"]), str(one["Names"][0]).lstrip("/"), float(one["Created"])) for one in old]
 
 
